@@ -1,0 +1,1 @@
+"""Duplicates: exact and perceptual; the losers are named, nothing is changed."""

@@ -1,0 +1,1 @@
+"""Shards: the manifest, the deterministic tar, packing, verifying and reading back."""

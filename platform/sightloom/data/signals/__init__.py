@@ -1,0 +1,1 @@
+"""Signals: what is measured about a sample. A signal computes columns and never drops."""
