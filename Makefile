@@ -1,0 +1,51 @@
+# make demo · make test · make check · make bench: the only door a newcomer needs.
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-long check bench lock clean
+PYTHON ?= python3
+BIN := .venv/bin
+UV := $(shell command -v uv 2>/dev/null || echo .tools/bin/uv)
+TESTS ?=
+DEMO ?=
+
+help: ## say what each target does
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 12
+
+.tools/bin/uv:
+	$(PYTHON) -m venv .tools
+	.tools/bin/python -m pip install --quiet uv
+
+# uv takes the CUDA build of torch, which also runs without a GPU: torchvision's wheel imports with no other.
+.venv/.runtime: requirements.lock pyproject.toml $(filter .tools/bin/uv,$(UV))
+	test -x $(BIN)/python || $(UV) venv --quiet --python $(PYTHON) .venv
+	$(UV) pip install --quiet --python $(BIN)/python --require-hashes -r requirements.lock
+	$(UV) pip install --quiet --python $(BIN)/python --no-deps -e .
+	touch $@
+
+.venv/.dev: requirements-dev.lock .venv/.runtime
+	$(UV) pip install --quiet --python $(BIN)/python --require-hashes -r requirements-dev.lock
+	touch $@
+
+demo: .venv/.runtime ## raw pairs in, a served reasoning model out (at most 15 minutes on 2 cores); DEMO="--quick" for the short road
+	$(BIN)/sightloom demo $(DEMO)
+
+check: .venv/.dev ## format, lint, types, floors
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: check ## every check and every test that takes seconds
+	$(BIN)/python -m pytest $(TESTS)
+
+test-long: .venv/.dev ## the tests that take minutes
+	$(BIN)/python -m pytest -m long --timeout 1800 $(TESTS)
+
+bench: .venv/.dev ## the programs of tests/bench, each a ratio measured side by side in one run
+	@for program in tests/bench/bench_*.py; do echo "# $$program"; $(BIN)/python $$program || exit 1; done
+
+lock: .venv/.dev ## compile the locks from pyproject.toml; they hold hashes and no index address
+	$(UV) pip compile --quiet --universal --generate-hashes pyproject.toml -o requirements.lock
+	$(UV) pip compile --quiet --universal --generate-hashes --extra dev pyproject.toml -c requirements.lock -o requirements-dev.lock
+
+clean: ## remove what the checks left; .venv stays
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis dist build
