@@ -1,0 +1,1 @@
+"""The model: presets, scratch, loading, chat format, packed attention, heads, generation, reasoning control."""

@@ -1,0 +1,261 @@
+"""The chat format: how a conversation becomes tokens, and how a model's text becomes thinking and answer.
+
+`render` is the same format as `CHAT_TEMPLATE`, without jinja, so that a data reader can encode thousands of documents a
+second; the tests hold the two equal.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
+
+from sightloom.records import Conversation, Message
+
+IMAGE_PAD: Final = "<|image_pad|>"
+IMAGE_PART: Final = f"<|vision_start|>{IMAGE_PAD}<|vision_end|>"
+TURN_END: Final = "<|im_end|>"
+THINK_OPEN: Final = "<think>"
+THINK_CLOSE: Final = "</think>"
+
+# `generation` marks what the model must write. The mode (enable_thinking) is a matter of the last answer only.
+CHAT_TEMPLATE: Final = """\
+{%- macro words(content) -%}
+  {%- if content is string -%}{{- content | trim -}}
+  {%- else -%}
+    {%- for part in content -%}
+      {%- if part.type == 'image' or 'image' in part or 'image_url' in part -%}
+        {{- '<|vision_start|><|image_pad|><|vision_end|>' -}}
+      {%- elif part.type == 'text' -%}{{- part.text | trim -}}
+      {%- else -%}{{- raise_exception('a content part must be text or image, got ' ~ part.type) -}}
+      {%- endif -%}
+    {%- endfor -%}
+  {%- endif -%}
+{%- endmacro -%}
+{%- set asked = enable_thinking if enable_thinking is defined else none -%}
+{%- for message in messages -%}
+  {{- '<|im_start|>' + message.role + '\\n' -}}
+  {%- if message.role == 'assistant' -%}
+    {%- set thought = (message.reasoning or message.reasoning_content or '') | trim -%}
+    {%- set mode = asked if loop.last else none -%}
+    {%- if mode is true -%}{{- '<think>\\n' -}}
+    {%- elif mode is false -%}{{- '<think>\\n\\n</think>\\n\\n' -}}
+    {%- endif -%}
+    {%- generation -%}
+      {%- if thought and mode is not false -%}
+        {{- ('' if mode is true else '<think>\\n') + thought + '\\n</think>\\n\\n' -}}
+      {%- endif -%}
+      {{- words(message.content) + '<|im_end|>' -}}
+    {%- endgeneration -%}
+    {{- '\\n' -}}
+  {%- else -%}
+    {{- words(message.content) + '<|im_end|>\\n' -}}
+  {%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+  {{- '<|im_start|>assistant\\n' -}}
+  {%- if asked is true -%}{{- '<think>\\n' -}}
+  {%- elif asked is false -%}{{- '<think>\\n\\n</think>\\n\\n' -}}
+  {%- endif -%}
+{%- endif -%}
+"""
+
+# vLLM's `hf` reasoning parser reads this and refuses any other name than `thinking`.
+RESPONSE_TEMPLATE: Final[dict[str, Any]] = {
+    "start_anchor": "<|im_start|>assistant\n",
+    "defaults": {"role": "assistant"},
+    "fields": {
+        "thinking": {"open": THINK_OPEN, "close": THINK_CLOSE, "optional": True},
+        "content": {"close": [TURN_END, "<|endoftext|>"], "optional": True},
+    },
+}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Document:
+    """A sequence of tokens with its pictures' patches; what packs and prompts are made of.
+
+    Shapes: T tokens, P patches, D = channels · temporal patch · patch², n images.
+    `pool` marks a text whose last token's state is its feature (contrastive alignment).
+    """
+
+    input_ids: torch.Tensor  # int64 [T], image tokens expanded
+    loss_mask: torch.Tensor  # bool [T], what the model must write
+    pixel_values: torch.Tensor | None = None  # float32 [P, D]
+    image_grid_thw: torch.Tensor | None = None  # int64 [n, 3], in patches
+    pool: bool = False
+
+    def __len__(self) -> int:
+        return self.input_ids.shape[0]
+
+    @property
+    def num_patches(self) -> int:
+        return 0 if self.pixel_values is None else self.pixel_values.shape[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Parsed:
+    """A response taken apart. `well_formed`: at most one think block, closed, and then a non-empty answer."""
+
+    thinking: str | None
+    content: str
+    well_formed: bool
+
+
+def parse_response(text: str, thinking_opened: bool) -> Parsed:
+    """Split a response into thinking and content; the one parser of rewards, evaluation and serving.
+
+    Args:
+        text: what the model wrote, special tokens removed, think marks kept.
+        thinking_opened: the prompt ended with an open `<think>`.
+
+    Without a closing mark, all that follows the opening is thinking, and the response is not well formed.
+    """
+    if not thinking_opened and THINK_OPEN not in text and THINK_CLOSE not in text:
+        content = text.strip()
+        return Parsed(None, content, bool(content))
+    body = text
+    clean = True
+    if not thinking_opened:
+        before, opened, body = text.partition(THINK_OPEN)
+        if not opened:  # a closing mark that nothing opened
+            head, _, tail = text.partition(THINK_CLOSE)
+            return Parsed(head.strip(), tail.replace(THINK_CLOSE, "").strip(), False)
+        clean = not before.strip()
+    thinking, closed, content = body.partition(THINK_CLOSE)
+    if not closed:
+        return Parsed(body.replace(THINK_OPEN, "").strip(), "", False)
+    clean = clean and not any(mark in part for part in (thinking, content) for mark in (THINK_OPEN, THINK_CLOSE))
+    content = content.strip()
+    return Parsed(thinking.strip(), content, clean and bool(content))
+
+
+def render(messages: tuple[Message, ...], thinking: bool | None = None) -> tuple[str, list[tuple[int, int]]]:
+    """The text of a conversation and the character spans of what the model must write, one for each assistant turn."""
+    text = ""
+    spans: list[tuple[int, int]] = []
+    for index, message in enumerate(messages):
+        text += f"<|im_start|>{message.role}\n"
+        words = (IMAGE_PART if message.image else "") + message.text.strip() + TURN_END
+        if message.role == "assistant":
+            mode = thinking if index == len(messages) - 1 else None
+            thought = (message.reasoning or "").strip()
+            text += _opening(mode)
+            start = len(text)
+            if thought and mode is not False:
+                text += ("" if mode else f"{THINK_OPEN}\n") + f"{thought}\n{THINK_CLOSE}\n\n"
+            text += words
+            spans.append((start, len(text)))
+        else:
+            text += words
+        text += "\n"
+    return text, spans
+
+
+def _opening(mode: bool | None) -> str:
+    if mode is None:
+        return ""
+    return f"{THINK_OPEN}\n" if mode else f"{THINK_OPEN}\n\n{THINK_CLOSE}\n\n"
+
+
+class Encoder:
+    """Conversations and pictures to documents, with a processor of the Qwen-VL kind."""
+
+    def __init__(self, processor: Any) -> None:
+        self._processor = processor
+        self._tokenizer = processor.tokenizer.backend_tokenizer
+        images = processor.image_processor
+        self._images = images
+        self._patch = int(images.patch_size)
+        self._merge = int(images.merge_size)
+        self._bounds = (int(images.size["shortest_edge"]), int(images.size["longest_edge"]))
+        self.image_token_id: int = processor.image_token_id
+
+    def encode(
+        self,
+        conversation: Conversation,
+        image: Image.Image | None,
+        turns: Literal["all", "last"] = "all",
+        thinking: bool | None = None,
+    ) -> Document:
+        """A training document: the whole conversation, the model's part marked.
+
+        Args:
+            turns: mark every assistant turn, or only the last one.
+            thinking: how the last answer is opened: True = `<think>` is given (the turn must have a reasoning), False =
+                an empty closed block is given and the turn's reasoning left out, None = nothing is given.
+
+        Raises:
+            ValueError: no assistant turn, an image turn without a picture, or thinking without a reasoning.
+        """
+        if not any(message.role == "assistant" for message in conversation.messages):
+            raise ValueError(f"conversation {conversation.id}: no assistant turn to learn from")
+        if thinking and not (conversation.messages[-1].reasoning or "").strip():
+            raise ValueError(
+                f"conversation {conversation.id}: thinking is asked for, but the last turn has no reasoning"
+            )
+        text, spans = render(conversation.messages, thinking)
+        return self._document(text, spans if turns == "all" else spans[-1:], self._picture(conversation, image))
+
+    def prompt(self, conversation: Conversation, image: Image.Image | None, thinking: bool | None = None) -> Document:
+        """What the model reads before it answers: all turns but a closing assistant turn, then its own opening."""
+        messages = conversation.messages
+        if messages and messages[-1].role == "assistant":
+            messages = messages[:-1]
+        text = render(messages)[0] + "<|im_start|>assistant\n" + _opening(thinking)
+        return self._document(text, [], self._picture(conversation, image))
+
+    def caption(self, text: str) -> Document:
+        """A caption alone; the state at its `<|im_end|>` is the text feature of contrastive alignment."""
+        document = self._document(text.strip() + TURN_END, [], None)
+        return Document(document.input_ids, document.loss_mask, pool=True)
+
+    def num_image_tokens(self, width: int, height: int) -> int:
+        """How many tokens a picture of that size becomes, without touching a pixel."""
+        return self.num_patches(width, height) // self._merge**2
+
+    def num_patches(self, width: int, height: int) -> int:
+        """How many ViT patches a picture of that size becomes."""
+        rows, columns = smart_resize(height, width, self._patch * self._merge, *self._bounds)
+        return (rows // self._patch) * (columns // self._patch)
+
+    def num_tokens(self, text: str) -> int:
+        """How many tokens a rendered text has, each image counted as one placeholder."""
+        return len(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def pixels(self, image: Image.Image) -> tuple[torch.Tensor, torch.Tensor]:
+        """Patches float32 [P, D] and grid int64 [1, 3] of one picture.
+
+        Raises:
+            ValueError: an aspect ratio beyond 200.
+        """
+        features = self._images(images=[image.convert("RGB")], return_tensors="pt")
+        return features["pixel_values"], features["image_grid_thw"]
+
+    def _picture(self, conversation: Conversation, image: Image.Image | None) -> Image.Image | None:
+        wanted = any(message.image for message in conversation.messages)
+        if wanted and image is None:
+            raise ValueError(f"conversation {conversation.id}: a turn shows an image, but no picture is given")
+        return image if wanted else None
+
+    def _document(self, text: str, spans: list[tuple[int, int]], image: Image.Image | None) -> Document:
+        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        ids = np.asarray(encoding.ids, np.int64)
+        mask = np.zeros(len(ids), np.bool_)
+        if spans:
+            starts = np.fromiter((start for start, _ in encoding.offsets), np.int64, len(ids))
+            for start, end in spans:
+                mask |= (starts >= start) & (starts < end)
+        if image is None:
+            return Document(torch.from_numpy(ids), torch.from_numpy(mask))
+        pixel_values, grid = self.pixels(image)
+        repeats = np.where(ids == self.image_token_id, len(pixel_values) // self._merge**2, 1)
+        num_images = int((ids == self.image_token_id).sum())
+        return Document(
+            torch.from_numpy(ids.repeat(repeats)),
+            torch.from_numpy(mask.repeat(repeats)),
+            pixel_values.repeat(num_images, 1) if num_images > 1 else pixel_values,
+            grid.repeat(num_images, 1) if num_images > 1 else grid,
+        )
