@@ -1,0 +1,1 @@
+"""The procedural corpus and the demo run over the whole road."""

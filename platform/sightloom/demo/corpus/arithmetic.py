@@ -1,0 +1,31 @@
+"""Worked steps over small numbers, said the same way in every domain."""
+
+from collections.abc import Mapping, Sequence
+
+Facts = Mapping[str, int]
+
+
+def say(facts: Facts, names: Sequence[str] | None = None) -> str:
+    """The facts in the caption's own words: `red 3, blue 5`."""
+    return ", ".join(f"{name} {facts[name]}" for name in names or tuple(facts))
+
+
+def add(facts: Facts, names: Sequence[str]) -> tuple[int, str]:
+    """The sum of the named facts and its steps: `tea 3, cake 5, fish 2, 3 plus 5 is 8, 8 plus 2 is 10`."""
+    total = facts[names[0]]
+    steps = [say(facts, names)]
+    for name in names[1:]:
+        steps.append(f"{total} plus {facts[name]} is {total + facts[name]}")
+        total += facts[name]
+    return total, ", ".join(steps)
+
+
+def subtract(facts: Facts, more: str, less: str) -> tuple[int, str]:
+    """How much larger one fact is than another, and the steps."""
+    difference = facts[more] - facts[less]
+    return difference, f"{say(facts, (more, less))}, {facts[more]} minus {facts[less]} is {difference}"
+
+
+def extremes(facts: Facts) -> tuple[str, str]:
+    """The names of the largest and of the smallest fact."""
+    return max(facts, key=facts.__getitem__), min(facts, key=facts.__getitem__)
