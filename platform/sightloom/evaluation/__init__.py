@@ -1,0 +1,1 @@
+"""Measuring a model per domain, and deciding whether it may become champion."""

@@ -1,0 +1,287 @@
+"""Who answers: a model in this process, or any OpenAI-compatible endpoint."""
+
+import base64
+import io
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import httpx
+from PIL import Image, UnidentifiedImageError
+
+from sightloom.errors import SightloomError, UserMistake
+from sightloom.evaluation.suites import Example
+from sightloom.model.chat import Encoder, parse_response
+from sightloom.model.generation import Generation, GenerationRequest, Generator
+from sightloom.model.load import VLM
+from sightloom.records import Conversation
+
+_CONCURRENCY = 16
+_RETRIES = 8
+_LONGEST_WAIT_S = 30.0
+_BUSY = (429, 503)
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What was answered. `error` says why there is no answer; such a prediction scores 0 and is listed.
+
+    `thinking_outcome` is complete, truncated (by the token limit), off or malformed.
+    """
+
+    id: str
+    content: str
+    thinking: str | None
+    thinking_outcome: str
+    finish: str
+    num_tokens: int
+    latency_ms: float
+    error: str | None = None
+
+    @property
+    def well_formed(self) -> bool:
+        """Closed thinking, or none, and then an answer."""
+        return self.error is None and self.thinking_outcome in ("complete", "off") and bool(self.content)
+
+
+class Answerer(Protocol):
+    """Answers examples greedily, in order."""
+
+    def answer(
+        self,
+        examples: Sequence[Example],
+        thinking: bool | None,
+        max_new_tokens: int,
+        done: Callable[[int], None] = ...,
+    ) -> list[Prediction]:
+        """One prediction an example.
+
+        Args:
+            examples: what is asked.
+            thinking: True opens a think block, False closes it at once, None leaves it to the model (as in the stages
+                before `reason`).
+            max_new_tokens: bound on thinking and answer together.
+            done: told how many more examples have been answered.
+        """
+
+
+def _nobody(count: int) -> None:
+    del count
+
+
+class LocalAnswerer:
+    """Answers with a model in this process, in batches of prompts of similar length.
+
+    Args:
+        vlm: the loaded model.
+        batch_size: prompts that are decoded together.
+        thinking_budget: tokens after which an open think block is closed by force; None: no such limit. An answer whose
+            thinking had to be closed counts as truncated.
+    """
+
+    def __init__(self, vlm: VLM, batch_size: int = 64, thinking_budget: int | None = None) -> None:
+        self._vlm = vlm
+        self._batch_size = batch_size
+        self._budget = thinking_budget
+
+    def answer(
+        self,
+        examples: Sequence[Example],
+        thinking: bool | None,
+        max_new_tokens: int,
+        done: Callable[[int], None] = _nobody,
+    ) -> list[Prediction]:
+        """Greedy answers; a picture that cannot be read is an error of its own example."""
+        encoder = Encoder(self._vlm.processor)
+        generator = Generator(self._vlm, self._batch_size)
+        predictions: dict[str, Prediction] = {}
+        asked: list[tuple[Example, GenerationRequest]] = []
+        for example in examples:
+            try:
+                prompt = encoder.prompt(example.conversation, _decode(example.image), thinking)
+            except ValueError as error:
+                predictions[example.id] = _failed(example.id, str(error), 0.0)
+                done(1)
+                continue
+            asked.append((example, GenerationRequest(prompt, max_new_tokens, thinking_budget=self._budget)))
+        asked.sort(key=lambda pair: len(pair[1].prompt))
+        for start in range(0, len(asked), self._batch_size):
+            batch = asked[start : start + self._batch_size]
+            began = time.perf_counter()
+            generations = generator.generate([request for _, request in batch])
+            latency_ms = _since_ms(began)
+            for (example, _), generation in zip(batch, generations, strict=True):
+                predictions[example.id] = _from_generation(example.id, generation, thinking, latency_ms)
+            done(len(batch))
+        return [predictions[example.id] for example in examples]
+
+
+class EndpointAnswerer:
+    """Answers through `POST /v1/chat/completions`, at most 16 requests at once.
+
+    429 and 503 are retried after the server's own `retry-after`; every other failure is the example's error.
+
+    Args:
+        base_url: the server's address, with or without `/v1`.
+        model: the name to ask for; empty takes the only one that the server lists.
+        key: bearer token, empty for none.
+        thinking_budget: sent as `thinking_token_budget`.
+
+    Raises:
+        UserMistake: the address does not answer, the key is refused or the model is not listed.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        model: str = "",
+        key: str = "",
+        thinking_budget: int | None = None,
+        timeout_s: float = 300.0,
+    ) -> None:
+        self._url = base_url.rstrip("/").removesuffix("/v1") + "/v1"
+        headers = {"authorization": f"Bearer {key}"} if key else {}
+        self._client = httpx.Client(headers=headers, timeout=httpx.Timeout(timeout_s, connect=10.0), trust_env=False)
+        self._budget = thinking_budget
+        self.model = self._checked_model(model)
+
+    def answer(
+        self,
+        examples: Sequence[Example],
+        thinking: bool | None,
+        max_new_tokens: int,
+        done: Callable[[int], None] = _nobody,
+    ) -> list[Prediction]:
+        """Greedy answers over HTTP."""
+
+        def one(example: Example) -> Prediction:
+            prediction = self._one(example, thinking, max_new_tokens)
+            done(1)
+            return prediction
+
+        with ThreadPoolExecutor(_CONCURRENCY) as pool:
+            return list(pool.map(one, examples))
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._client.close()
+
+    def _one(self, example: Example, thinking: bool | None, max_new_tokens: int) -> Prediction:
+        body: dict[str, Any] = {
+            "model": self.model,
+            "messages": _openai_messages(example.conversation, example.image),
+            "temperature": 0,
+            "max_completion_tokens": max_new_tokens,
+        }
+        if thinking is not None:
+            body["chat_template_kwargs"] = {"enable_thinking": thinking}
+        if thinking and self._budget is not None:
+            body["thinking_token_budget"] = self._budget
+        began = time.perf_counter()
+        for attempt in range(_RETRIES):
+            try:
+                response = self._client.post(f"{self._url}/chat/completions", json=body)
+            except httpx.HTTPError as error:
+                return _failed(example.id, f"{type(error).__name__}: {error}", _since_ms(began))
+            if response.status_code not in _BUSY:
+                break
+            time.sleep(_wait_s(response.headers.get("retry-after"), attempt))
+        if response.status_code != 200:
+            return _failed(example.id, f"HTTP {response.status_code}: {response.text[:300]}", _since_ms(began))
+        try:
+            return _from_response(example.id, response.json(), thinking, _since_ms(began))
+        except (ValueError, KeyError, IndexError, TypeError) as error:
+            return _failed(example.id, f"not a chat completion: {type(error).__name__}: {error}", _since_ms(began))
+
+    def _checked_model(self, model: str) -> str:
+        try:
+            response = self._client.get(f"{self._url}/models")
+        except httpx.HTTPError as error:
+            raise UserMistake(f"nothing answers at {self._url}: {error}", "is the server up?") from error
+        if response.status_code in (401, 403):
+            raise UserMistake(f"{self._url} refuses the key (HTTP {response.status_code})", "set SIGHTLOOM_API_KEY")
+        try:
+            names = [str(entry["id"]) for entry in response.raise_for_status().json()["data"]]
+        except (httpx.HTTPStatusError, ValueError, KeyError, TypeError) as error:
+            raise SightloomError(f"{self._url}/models is no OpenAI-compatible list: {error}") from error
+        if model and (model in names or model.partition("@")[0].partition(":")[0] in names):
+            return model  # pinned names such as name:13 need not be listed
+        if not model and len(names) == 1:
+            return names[0]
+        asked = f"no model '{model}'" if model else "no model is named"
+        raise UserMistake(f"{asked}; {self._url} serves {', '.join(names) or 'nothing'}", "give --model")
+
+
+def _from_generation(id: str, generation: Generation, thinking: bool | None, latency_ms: float) -> Prediction:
+    parsed = parse_response(generation.text, thinking_opened=thinking is True)
+    if any(generation.forced) or (not parsed.well_formed and generation.finish == "length"):
+        outcome = "truncated"
+    elif not parsed.well_formed:
+        outcome = "malformed"
+    else:
+        outcome = "off" if parsed.thinking is None else "complete"
+    tokens = len(generation.token_ids)
+    return Prediction(id, parsed.content, parsed.thinking, outcome, generation.finish, tokens, latency_ms)
+
+
+def _from_response(id: str, body: dict[str, Any], thinking: bool | None, latency_ms: float) -> Prediction:
+    choice = body["choices"][0]
+    message = choice["message"]
+    content = (message.get("content") or "").strip()
+    thought = message.get("reasoning_content") or message.get("reasoning")
+    finish = str(choice.get("finish_reason"))
+    outcome = (choice.get("sightloom") or {}).get("thinking")
+    if outcome is None:  # another server: judged by what it returned
+        if content:
+            outcome = "complete" if thought else "malformed" if thinking else "off"
+        else:
+            outcome = "truncated" if finish == "length" else "malformed"
+    tokens = int((body.get("usage") or {}).get("completion_tokens") or 0)
+    return Prediction(id, content, thought, str(outcome), finish, tokens, latency_ms)
+
+
+def _openai_messages(conversation: Conversation, image: bytes | None) -> list[dict[str, Any]]:
+    messages: list[dict[str, Any]] = []
+    for message in conversation.messages:
+        content: Any = message.text
+        if message.image and image is not None:
+            url = f"data:{_mime(image)};base64,{base64.b64encode(image).decode()}"
+            content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": message.text}]
+        messages.append({"role": message.role, "content": content})
+    return messages
+
+
+def _mime(image: bytes) -> str:
+    try:
+        with Image.open(io.BytesIO(image)) as opened:
+            return opened.get_format_mimetype() or "application/octet-stream"
+    except (UnidentifiedImageError, OSError):
+        return "application/octet-stream"  # the server shall say what it thinks of it
+
+
+def _decode(image: bytes | None) -> Image.Image | None:
+    if image is None:
+        return None
+    try:
+        with Image.open(io.BytesIO(image)) as opened:
+            return opened.convert("RGB")
+    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
+        raise ValueError(f"unreadable image: {error}") from error
+
+
+def _failed(id: str, reason: str, latency_ms: float) -> Prediction:
+    return Prediction(id, "", None, "malformed", "error", 0, latency_ms, reason)
+
+
+def _since_ms(began: float) -> float:
+    return (time.perf_counter() - began) * 1000
+
+
+def _wait_s(retry_after: str | None, attempt: int) -> float:
+    try:
+        asked = float(retry_after or "")
+    except ValueError:
+        asked = 0.5 * 2**attempt
+    return min(max(asked, 0.1), _LONGEST_WAIT_S)

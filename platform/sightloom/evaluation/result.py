@@ -1,0 +1,143 @@
+"""What an evaluation found: one row an example, one measure a domain, and their forms on disk."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from sightloom import storage
+from sightloom.config import Frozen, canonical_json
+from sightloom.errors import UserMistake
+
+
+class Decoding(Frozen):
+    """How answers are drawn: greedily, with or without thinking."""
+
+    thinking: bool | None = Field(
+        default=None, description="true opens a think block, false closes it, null: as the model does"
+    )
+    max_new_tokens: int = Field(default=256, ge=1, description="thinking and answer together")
+    thinking_token_budget: int | None = Field(default=None, ge=1)
+
+
+class Statistics(Frozen):
+    """How uncertainty is stated."""
+
+    confidence: float = Field(default=0.95, gt=0.5, lt=1)
+    resamples: int = Field(default=10_000, ge=100)
+    seed: int = 17
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """A share with its two-sided confidence interval."""
+
+    metric: str
+    value: float
+    n: int
+    ci: tuple[float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class DomainMeasure(Measure):
+    """A domain's accuracy beside what chance gives and what remains of it where steps are needed."""
+
+    chance_constant: float
+    chance_uniform: float | None
+    needs_steps: Measure | None
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One example, asked and judged."""
+
+    suite: str
+    id: str
+    domain: str
+    task: str
+    group: str
+    needs_steps: bool
+    image_sha256: str
+    prompt: str
+    expected: str
+    prediction: str
+    reasoning: str | None
+    right: bool
+    thinking: Literal["complete", "truncated", "off", "malformed"] | str
+    well_formed: bool
+    tokens: int
+    latency_ms: float
+    finish: str
+    error: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """A whole evaluation; `format`: the share of well-formed answers, `needs_steps`: accuracy where steps are shown."""
+
+    overall: Measure
+    domains: dict[str, DomainMeasure]
+    tasks: dict[str, Measure]
+    needs_steps: Measure | None
+    format: Measure
+    chance_constant: float
+    chance_uniform: float | None
+    errors: int
+    suite: str
+    suite_digest: str
+    decoding: Decoding
+    statistics: Statistics
+    seconds: float
+    rows: tuple[Row, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """The object that `sightloom evaluate --json` prints: without the rows."""
+        return {
+            "overall": self.overall.value,
+            "overall_ci": list(self.overall.ci),
+            "n": self.overall.n,
+            "domains": {name: asdict(measure) for name, measure in self.domains.items()},
+            "tasks": {name: asdict(measure) for name, measure in self.tasks.items()},
+            "needs_steps": None if self.needs_steps is None else asdict(self.needs_steps),
+            "format": asdict(self.format),
+            "chance": {"constant": self.chance_constant, "uniform": self.chance_uniform},
+            "errors": self.errors,
+            "suite": self.suite,
+            "suite_digest": self.suite_digest,
+            "decoding": self.decoding.model_dump(),
+            "statistics": self.statistics.model_dump(),
+            "seconds": round(self.seconds, 3),
+        }
+
+    def metrics(self, prefix: str = "eval") -> dict[str, float]:
+        """Flat names for tracking: `eval/<domain>/<metric>`, `eval/overall`, `eval/needs_steps`, `eval/format`."""
+        flat = {f"{prefix}/{name}/{measure.metric}": measure.value for name, measure in self.domains.items()}
+        flat |= {f"{prefix}/overall": self.overall.value, f"{prefix}/format/well_formed": self.format.value}
+        if self.needs_steps is not None:
+            flat[f"{prefix}/needs_steps"] = self.needs_steps.value
+        return flat
+
+
+def save(result: Result, folder: str) -> None:
+    """Write `rows.jsonl`, then `result.json`: where the latter is, the former is whole."""
+    lines = [canonical_json(asdict(row)) for row in result.rows]
+    storage.write(storage.join(folder, "rows.jsonl"), b"\n".join(lines) + b"\n")
+    storage.write(storage.join(folder, "result.json"), json.dumps(result.to_json(), indent=1).encode())
+
+
+def read_rows(folder: str | Path) -> tuple[Row, ...]:
+    """Read back the rows of a saved result; UserMistake where there is none."""
+    address = storage.join(str(folder), "rows.jsonl")
+    try:
+        return tuple(Row(**json.loads(line)) for line in storage.read_text(address).splitlines() if line)
+    except (ValueError, TypeError) as error:
+        raise UserMistake(f"'{address}' does not hold the rows of an evaluation: {error}") from error
+
+
+def by_domain(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """Rows of each domain, in order of name."""
+    names = sorted({row.domain for row in rows})
+    return {name: [row for row in rows if row.domain == name] for name in names}
