@@ -93,7 +93,7 @@ def test_records_are_one_dialogue_and_a_checkable_record_for_each_question() -> 
     for one in SAMPLES[:50]:
         dialogue, *singles = one.records("k")
         assert dialogue.answer is None
-        assert len(dialogue.messages) == 2 * len(one.questions)
+        assert len(dialogue.messages) == 2 * len(one.dialogue)
         assert len(singles) == len(one.questions)
         for record, question in zip(singles, one.questions, strict=True):
             assert record.answer == question.answer

@@ -6,7 +6,7 @@ from numpy.random import Generator
 
 from sightloom.demo.corpus.canvas import BLACK, WHITE, Canvas, Colour
 from sightloom.demo.corpus.draws import pick
-from sightloom.demo.corpus.sample import Sample, choice
+from sightloom.demo.corpus.sample import Sample, choice, compose
 
 PALETTES: Final[dict[str, tuple[Colour, ...]]] = {
     "warm": ((205, 50, 40), (240, 140, 40), (250, 205, 90), (150, 40, 50)),
@@ -34,8 +34,9 @@ def draw(rng: Generator) -> Sample:
         choice("medium", "Which medium is it?", medium, MEDIA),
         choice("frame", "Which frame has it?", frame, tuple(FRAMES)),
     )
-    kept = [questions[int(place)] for place in rng.permutation(4)[:3]]
-    return Sample("art", canvas.finish(), f"{medium} painting, {palette} {pattern}, {frame} frame", tuple(kept))
+
+    caption = f"{medium} painting, {palette} {pattern}, {frame} frame"
+    return compose(rng, "art", canvas.finish(), caption, questions)
 
 
 def _pattern(rng: Generator, canvas: Canvas, pattern: str, inks: list[Colour], outline: bool) -> None:

@@ -1,5 +1,6 @@
 """Natural scenes: coloured things in the sky and on the ground, by day or by night."""
 
+from collections.abc import Iterator
 from typing import Final
 
 from numpy.random import Generator
@@ -7,24 +8,17 @@ from numpy.random import Generator
 from sightloom.demo.corpus.canvas import INK, WHITE, Canvas
 from sightloom.demo.corpus.draws import maybe, pick, pick_some
 from sightloom.demo.corpus.icons import GROUND, SKY, outlined
-from sightloom.demo.corpus.sample import Question, Sample, choice, number, text
+from sightloom.demo.corpus.places import PLACES, WAYS
+from sightloom.demo.corpus.sample import Question, Sample, choice, compose, number, text
 
-PLACES: Final = ("top left", "top right", "bottom left", "bottom right")
 TIMES: Final = {"day": (150, 200, 245), "night": (22, 24, 62)}
 GROUNDS: Final = {"grass": (120, 190, 95), "sand": (226, 200, 140), "snow": (232, 238, 246)}
-# From a place, the way to another: the words of the question and where one arrives.
-_WAYS: Final = {
-    0: (("right of", 1), ("below", 2)),
-    1: (("left of", 0), ("below", 3)),
-    2: (("above", 0), ("right of", 3)),
-    3: (("above", 1), ("left of", 2)),
-}
 
 Thing = tuple[str, str] | None  # colour, name
 
 
 def draw(rng: Generator) -> Sample:
-    """A scene of two to four things, its caption and questions."""
+    """A scene of three or four things, its caption and questions."""
     time, ground = pick(rng, tuple(TIMES)), pick(rng, tuple(GROUNDS))
     names = [*pick_some(rng, tuple(SKY), 2), *pick_some(rng, tuple(GROUND), 2)]
     things: list[Thing] = [(pick(rng, tuple(INK)), name) for name in names]
@@ -37,7 +31,14 @@ def draw(rng: Generator) -> Sample:
             x, y = 16 + 32 * (place % 2) + rng.uniform(-2, 2), 16 + 32 * (place // 2) + rng.uniform(-2, 2)
             icon = SKY[name] if place < 2 else GROUND[name]
             outlined(canvas, icon, x, y, INK[colour], TIMES[time] if place < 2 else GROUNDS[ground])
-    return Sample("natural", canvas.finish(), _caption(things, time, ground), _questions(rng, things, time, ground))
+    direct = [
+        choice("time", "Is it day or night?", time, tuple(TIMES)),
+        choice("ground", "What is the ground?", ground, tuple(GROUNDS)),
+        *(choice("colour", f"What colour is the {thing[1]}?", thing[0], tuple(INK)) for thing in things if thing),
+        *(text("thing", f"What is {place}?", _say(thing)) for place, thing in zip(PLACES, things, strict=True)),
+    ]
+    steps = [*_counts(things), *_relations(things)]
+    return compose(rng, "natural", canvas.finish(), _caption(rng, things, time, ground), direct, steps)
 
 
 def _background(rng: Generator, time: str, ground: str) -> Canvas:
@@ -53,8 +54,18 @@ def _background(rng: Generator, time: str, ground: str) -> Canvas:
     return canvas
 
 
-def _caption(things: list[Thing], time: str, ground: str) -> str:
-    parts = [f"{_say(thing)} {place}" for thing, place in zip(things, PLACES, strict=True)]
+def _caption(rng: Generator, things: list[Thing], time: str, ground: str) -> str:
+    order = pick_some(rng, range(4), 4)
+    wording = int(rng.integers(3))
+    parts = []
+    for place in order:
+        thing = things[place]
+        if wording == 0 or (wording == 2 and not thing):
+            parts.append(f"{_say(thing)} {PLACES[place]}")
+        elif wording == 1:
+            parts.append(f"{PLACES[place]} {_say(thing)}")
+        elif thing:
+            parts.append(f"{thing[1]} {thing[0]} {PLACES[place]}")
     return f"{', '.join(parts)}, {time} over {ground}"
 
 
@@ -62,39 +73,22 @@ def _say(thing: Thing) -> str:
     return " ".join(thing) if thing else "nothing"
 
 
-def _questions(rng: Generator, things: list[Thing], time: str, ground: str) -> tuple[Question, ...]:
-    present = [place for place, thing in enumerate(things) if thing]
-    asked = things[pick(rng, present)] or ("", "")
-    place = int(rng.integers(4))
-    scene = (
-        choice("time", "Is it day or night?", time, tuple(TIMES))
-        if maybe(rng, 0.5)
-        else choice("ground", "What is the ground?", ground, tuple(GROUNDS))
-    )
-    steps = _count(rng, things) if maybe(rng, 0.5) else _relation(rng, things, present)
-    return (
-        choice("colour", f"What colour is the {asked[1]}?", asked[0], tuple(INK)),
-        text("thing", f"What is {PLACES[place]}?", _say(things[place])),
-        scene,
-        steps,
-    )
+def _counts(things: list[Thing]) -> Iterator[Question]:
+    for asked in INK:
+        facts, seen = [], 0
+        for thing in things:
+            if thing:
+                seen += thing[0] == asked
+                facts.append(f"{_say(thing)} {seen}")
+        if seen:
+            yield number("count", f"How many things are {asked}?", seen, ", ".join(facts))
 
 
-def _count(rng: Generator, things: list[Thing]) -> Question:
-    colours = [thing[0] for thing in things if thing]
-    asked = pick(rng, colours) if maybe(rng, 0.85) else pick(rng, tuple(INK))
-    facts, seen = [], 0
-    for thing in things:
-        if thing:
-            seen += thing[0] == asked
-            facts.append(f"{_say(thing)} {seen}")
-    return number("count", f"How many things are {asked}?", seen, ", ".join(facts))
-
-
-def _relation(rng: Generator, things: list[Thing], present: list[int]) -> Question:
-    start = pick(rng, present)
-    ways = [way for way in _WAYS[start] if things[way[1]]]
-    way, end = pick(rng, ways)
-    (_, name), (colour, other) = things[start] or ("", ""), things[end] or ("", "")
-    reasoning = f"{name} {PLACES[start]}, {way} is {PLACES[end]}, {colour} {other} {PLACES[end]}"
-    return choice("relation", f"What colour is the thing {way} the {name}?", colour, tuple(INK), reasoning)
+def _relations(things: list[Thing]) -> Iterator[Question]:
+    for start, from_thing in enumerate(things):
+        for way, end in WAYS[start]:
+            to_thing = things[end]
+            if from_thing and to_thing:
+                reasoning = f"{from_thing[1]} {PLACES[start]}, {way} is {PLACES[end]}, {_say(to_thing)} {PLACES[end]}"
+                prompt = f"What colour is the thing {way} the {from_thing[1]}?"
+                yield choice("relation", prompt, to_thing[0], tuple(INK), reasoning)

@@ -2,11 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
+from numpy.random import Generator
 from PIL import Image
 
 from sightloom.records import Answer, Conversation, Message
+
+SEEN_TURNS: Final = 7  # of a dialogue, read off the picture
+WORKED_TURNS: Final = 2  # of a dialogue, answered without their steps
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,20 +34,24 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A picture of one domain; the caption states every fact that the questions ask about."""
+    """A picture of one domain; the caption states every fact that the questions ask about.
+
+    `questions` are asked one by one and checked; `dialogue` holds more of them, asked in turn and answered at once.
+    """
 
     domain: str
     image: Image.Image
     caption: str
     questions: tuple[Question, ...]
+    dialogue: tuple[Question, ...]
 
     def records(self, key: str) -> list[Conversation]:
-        """One dialogue of direct answers (no `answer` to check), then one checkable record for each question.
+        """The dialogue (no `answer` to check), then one checkable record for each question.
 
         The dialogue also answers questions that need steps without their steps, so that a model can learn both ways.
         """
         turns: list[Message] = []
-        for question in self.questions:
+        for question in self.dialogue:
             turns.append(Message("user", question.prompt, image=not turns))
             turns.append(Message("assistant", question.text))
         dialogue = Conversation(f"{key}/dialogue", "conversation", f"{self.domain}.dialogue", self.domain, tuple(turns))
@@ -59,6 +67,24 @@ class Sample:
         )
         task = f"{self.domain}.{question.task}"
         return Conversation(key, "conversation", task, self.domain, messages, question.answer)
+
+
+def compose(
+    rng: Generator,
+    domain: str,
+    image: Image.Image,
+    caption: str,
+    direct: Sequence[Question],
+    steps: Sequence[Question] = (),
+) -> Sample:
+    """Choose from all questions of a picture: three direct ones and one with steps, and a dialogue of eight turns."""
+    seen, worked = _shuffled(rng, direct), _shuffled(rng, steps)
+    turns = [*seen[:SEEN_TURNS], *worked[:WORKED_TURNS]]
+    return Sample(domain, image, caption, (*seen[:3], *worked[:1]), tuple(_shuffled(rng, turns)))
+
+
+def _shuffled(rng: Generator, questions: Sequence[Question]) -> list[Question]:
+    return [questions[int(place)] for place in rng.permutation(len(questions))]
 
 
 def number(task: str, prompt: str, value: int, reasoning: str | None = None) -> Question:

@@ -5,14 +5,14 @@ from typing import Final
 
 from numpy.random import Generator
 
-from sightloom.demo.corpus import arithmetic
+from sightloom.demo.corpus import arithmetic, levels
 from sightloom.demo.corpus.canvas import BLACK, GREY, INK, WHITE, Canvas, tint
-from sightloom.demo.corpus.document import distinct_levels, level_questions
 from sightloom.demo.corpus.draws import maybe, pick, pick_some
-from sightloom.demo.corpus.sample import Question, Sample, choice, number
+from sightloom.demo.corpus.sample import Sample, choice, compose, number
 
 SHAPES: Final = ("rising", "falling", "peak", "dip")
 SIDES: Final = ("left", "right", "none")
+PANELS: Final = ("above", "below")
 
 
 def draw(rng: Generator) -> Sample:
@@ -22,7 +22,7 @@ def draw(rng: Generator) -> Sample:
 
 
 def _tubes(rng: Generator) -> Sample:
-    facts = distinct_levels(rng, tuple(INK), 4)
+    facts = levels.draw_levels(rng)
     canvas = Canvas(tint((228, 238, 246), (205, 222, 236), rng.uniform(0, 1)))
     for column, (colour, level) in enumerate(facts.items()):
         middle = 8 + 16 * column + rng.uniform(-0.7, 0.7)
@@ -33,21 +33,18 @@ def _tubes(rng: Generator) -> Sample:
         for mark in range(1, 7):
             canvas.rectangle(middle - 5, 56 - 8 * mark, middle - 2.5, 56.7 - 8 * mark, BLACK)
         canvas.rectangle(middle - 7, 2, middle + 7, 4, GREY, 1)
-    words = ("How much is in the {} tube?", "Which tube is the fullest?", "Which tube is the emptiest?")
-    direct = level_questions(rng, facts, words, "What colour is the {} tube?")
-    return Sample(
-        "science", canvas.finish(), f"test tubes, {arithmetic.say(facts)}", (*direct, _tube_steps(rng, facts))
+    direct = levels.direct_questions(
+        facts,
+        "How much is in the {} tube?",
+        "What colour is the {} tube?",
+        "Which tube is the fullest?",
+        "Which tube is the emptiest?",
     )
-
-
-def _tube_steps(rng: Generator, facts: dict[str, int]) -> Question:
-    one, other = pick_some(rng, tuple(facts), 2)
-    if maybe(rng, 0.6):
-        total, steps = arithmetic.add(facts, (other, one))
-        return number("pour", f"How much is in {other} after {one} is poured into it?", total, steps)
-    more, less = (one, other) if facts[one] > facts[other] else (other, one)
-    difference, steps = arithmetic.subtract(facts, more, less)
-    return number("difference", f"How much more is in {more} than in {less}?", difference, steps)
+    worked = [
+        *levels.sums(rng, facts, "How much do {} and {} make together?", "pour"),
+        levels.difference(rng, facts, "How much more is in {} than in {}?"),
+    ]
+    return compose(rng, "science", canvas.finish(), f"test tubes, {levels.describe(rng, facts)}", direct, worked)
 
 
 def _balance(rng: Generator) -> Sample:
@@ -63,17 +60,17 @@ def _balance(rng: Generator) -> Sample:
             top = base - 9 * (block + 1)
             canvas.rectangle(x - 8, top, x + 8, top + 8, INK[colours[place]], 1)
     heavier = {-1: "left", 0: "none", 1: "right"}[lean]
-    caption = f"balance, left {facts['left']} {colours[0]}, right {facts['right']} {colours[1]}, {heavier} is heavier"
-    total, steps = arithmetic.add(facts, ("left", "right"))
-    asked = int(rng.integers(2))
-    side = SIDES[asked]
-    questions = (
-        number("blocks", f"How many blocks are on the {side}?", facts[side]),
+    sides = tuple(zip(("left", "right"), colours, strict=True))
+    direct = [
+        *(number("blocks", f"How many blocks are on the {side}?", facts[side]) for side, _ in sides),
+        *(choice("block-colour", f"What colour are the blocks on the {side}?", ink, tuple(INK)) for side, ink in sides),
         choice("heavier", "Which side is heavier?", heavier, SIDES),
-        choice("block-colour", f"What colour are the blocks on the {side}?", colours[asked], tuple(INK)),
-        number("blocks-total", "How many blocks are there in all?", total, steps),
-    )
-    return Sample("science", canvas.finish(), caption, questions)
+    ]
+    total, steps = arithmetic.add(facts, ("left", "right"))
+    worked = [number("blocks-total", "How many blocks are there in all?", total, steps)]
+    parts = [f"{side} {facts[side]} {ink}" for side, ink in pick_some(rng, sides, 2)]
+    caption = f"balance, {', '.join(parts)}, {heavier} is heavier"
+    return compose(rng, "science", canvas.finish(), caption, direct, worked)
 
 
 def _curves(rng: Generator) -> Sample:
@@ -88,14 +85,15 @@ def _curves(rng: Generator) -> Sample:
         canvas.line(points, INK[colour], 3)
         canvas.rectangle(3, top + 29, 62, top + 30, BLACK)
         canvas.rectangle(3, top + 2, 4, top + 30, BLACK)
-    asked, other = (0, 1) if maybe(rng, 0.5) else (1, 0)
-    caption = f"plots, {colours[0]} {shapes[0]} above, {colours[1]} {shapes[1]} below"
-    questions = (
-        choice("curve", f"How does the {colours[asked]} curve go?", shapes[asked], SHAPES),
-        choice("curve-colour", f"What colour is the curve {('above', 'below')[other]}?", colours[other], tuple(INK)),
-        choice("panel", f"How does the curve {('above', 'below')[other]} go?", shapes[other], SHAPES),
-    )
-    return Sample("science", canvas.finish(), caption, questions)
+    facts = tuple(zip(colours, shapes, PANELS, strict=True))
+    direct = [
+        *(choice("curve", f"How does the {ink} curve go?", shape, SHAPES) for ink, shape, _ in facts),
+        *(choice("curve-colour", f"What colour is the curve {panel}?", ink, tuple(INK)) for ink, _, panel in facts),
+        *(choice("panel", f"How does the curve {panel} go?", shape, SHAPES) for _, shape, panel in facts),
+    ]
+    order, by_place = pick_some(rng, facts, 2), maybe(rng, 0.5)
+    parts = [f"{panel} {ink} {shape}" if by_place else f"{ink} {shape} {panel}" for ink, shape, panel in order]
+    return compose(rng, "science", canvas.finish(), f"plots, {', '.join(parts)}", direct)
 
 
 def _height(shape: str, x: float) -> float:

@@ -8,17 +8,13 @@ from sightloom.demo.corpus import arithmetic
 from sightloom.demo.corpus.canvas import GREY, INK, WHITE, Canvas, Colour, tint
 from sightloom.demo.corpus.draws import maybe, pick, pick_some
 from sightloom.demo.corpus.icons import APPS, SETTINGS, SIGNS
-from sightloom.demo.corpus.natural import PLACES
-from sightloom.demo.corpus.sample import Question, Sample, choice, click, number, text
+from sightloom.demo.corpus.places import ORDINALS, PLACES, WAYS
+from sightloom.demo.corpus.sample import Sample, choice, click, compose, number, text
 
-SPOTS: Final = ((250, 300), (750, 300), (250, 750), (750, 750))
-MOST: Final = 6
-_WAYS: Final = {
-    0: (("right of", 1), ("below", 2)),
-    1: (("left of", 0), ("below", 3)),
-    2: (("above", 0), ("right of", 3)),
-    3: (("above", 1), ("left of", 2)),
-}
+BUTTON_SPOTS: Final = ((250, 300), (750, 300), (250, 750), (750, 750))
+APP_SPOTS: Final = ((200, 300), (700, 300), (200, 800), (700, 800))
+SWITCH_SPOTS: Final = ((750, 125), (750, 375), (750, 625), (750, 875))
+MOST: Final = 6  # unread messages
 
 
 def draw(rng: Generator) -> Sample:
@@ -46,17 +42,21 @@ def _buttons(rng: Generator) -> Sample:
         canvas.rectangle(x - half, y - 11, x + half, y + 11, INK[colours[place]], 4)
         SIGNS[signs[place]](canvas, x, y, WHITE)
         boxes.append(_box(x - half, y - 11, x + half, y + 11))
-    facts = [f"{colour} {sign} {place}" for colour, sign, place in zip(colours, signs, PLACES, strict=True)]
-    asked, other, start = (int(place) for place in rng.integers(4, size=3))
-    way, end = pick(rng, _WAYS[start])
-    steps = f"{colours[start]} {PLACES[start]}, {way} is {PLACES[end]}"
-    questions = (
-        click("click", f"Click the {colours[asked]} button.", SPOTS[asked], boxes[asked]),
-        text("sign", f"What is on the {colours[other]} button?", signs[other]),
-        choice("button-colour", f"What colour is the button {PLACES[asked]}?", colours[asked], tuple(INK)),
-        click("click-next", f"Click the button {way} the {colours[start]} one.", SPOTS[end], boxes[end], steps),
-    )
-    return Sample("ui", canvas.finish(), f"window, {', '.join(facts)}", questions)
+    facts = tuple(zip(colours, signs, PLACES, strict=True))
+    direct = [
+        *(click("click", f"Click the {colours[at]} button.", BUTTON_SPOTS[at], boxes[at]) for at in range(4)),
+        *(text("sign", f"What is on the {colour} button?", sign) for colour, sign, _ in facts),
+        *(choice("button-colour", f"What colour is the button {at}?", ink, tuple(INK)) for ink, _, at in facts),
+    ]
+    worked = []
+    for start, ways in enumerate(WAYS):
+        for way, end in ways:
+            steps = f"{colours[start]} {PLACES[start]}, {way} is {PLACES[end]}"
+            prompt = f"Click the button {way} the {colours[start]} one."
+            worked.append(click("click-next", prompt, BUTTON_SPOTS[end], boxes[end], steps))
+    order, by_place = pick_some(rng, facts, 4), maybe(rng, 0.5)
+    parts = [f"{place} {ink} {sign}" if by_place else f"{ink} {sign} {place}" for ink, sign, place in order]
+    return compose(rng, "ui", canvas.finish(), f"window, {', '.join(parts)}", direct, worked)
 
 
 def _settings(rng: Generator) -> Sample:
@@ -72,23 +72,21 @@ def _settings(rng: Generator) -> Sample:
         x = 50 + rng.uniform(-1, 1)
         _switch(canvas, x, y, state)
         boxes.append(_box(x - 10, y - 6, x + 10, y + 6))
-    words = [f"{name} {_on(state)}" for name, state in zip(names, states, strict=True)]
-    asked, other, place = (int(row) for row in rng.integers(4, size=3))
+    words = ["on" if state else "off" for state in states]
+    facts = tuple(zip(ORDINALS, names, words, strict=True))
     seen, steps = 0, []
-    for word, state in zip(words, states, strict=True):
+    for name, state, word in zip(names, states, words, strict=True):
         seen += state
-        steps.append(f"{word} {seen}")
-    questions: tuple[Question, ...] = (
-        choice("switch", f"Is the {names[asked]} on or off?", _on(states[asked]), ("on", "off")),
-        click("click", f"Click the {names[other]} switch.", (780, 125 + 250 * other), boxes[other]),
-        text("setting", f"What is the {('first', 'second', 'third', 'last')[place]} setting?", names[place]),
-        number("count-on", "How many switches are on?", seen, ", ".join(steps)),
-    )
-    return Sample("ui", canvas.finish(), f"settings, {', '.join(words)}", questions)
-
-
-def _on(state: bool) -> str:
-    return "on" if state else "off"
+        steps.append(f"{name} {word} {seen}")
+    direct = [
+        *(choice("switch", f"Is the {name} on or off?", word, ("on", "off")) for _, name, word in facts),
+        *(click("click", f"Click the {names[at]} switch.", SWITCH_SPOTS[at], boxes[at]) for at in range(4)),
+        *(text("setting", f"What is the {line} setting?", name) for line, name, _ in facts),
+    ]
+    worked = [number("count-on", "How many switches are on?", seen, ", ".join(steps))]
+    order, by_place = pick_some(rng, facts, 4), maybe(rng, 0.5)
+    parts = [f"{line} {name} {word}" if by_place else f"{name} {word} {line}" for line, name, word in order]
+    return compose(rng, "ui", canvas.finish(), f"settings, {', '.join(parts)}", direct, worked)
 
 
 def _switch(canvas: Canvas, x: float, y: float, state: bool) -> None:
@@ -99,7 +97,7 @@ def _switch(canvas: Canvas, x: float, y: float, state: bool) -> None:
 
 def _home(rng: Generator) -> Sample:
     names = pick_some(rng, tuple(APPS), 4)
-    facts = {name: int(rng.integers(1, MOST + 1)) for name in names}
+    unread = {name: int(rng.integers(1, MOST + 1)) for name in names}
     canvas = Canvas(tint((175, 205, 215), (215, 195, 215), rng.uniform(0, 1)))
     boxes = []
     for place, name in enumerate(names):
@@ -107,17 +105,19 @@ def _home(rng: Generator) -> Sample:
         APPS[name](canvas, x, y)
         left, top = 18 + 32 * (place % 2), 1 + 32 * (place // 2)
         canvas.rectangle(left, top, left + 13, top + 15, INK["red"], 4)
-        canvas.write(str(facts[name]), left + 3.1, top + 1.7, WHITE, 2.3)
+        canvas.write(str(unread[name]), left + 3.1, top + 1.7, WHITE, 2.3)
         boxes.append(_box(x - 11, y - 12, x + 14, y + 11))
-    asked, place = (int(item) for item in rng.integers(4, size=2))
-    one, other = pick_some(rng, names, 2)
-    total, steps = arithmetic.add(facts, (one, other))
-    spots = ((190, 300), (690, 300), (190, 800), (690, 800))
-    questions: tuple[Question, ...] = (
-        number("unread", f"How many messages are new in {names[asked]}?", facts[names[asked]]),
-        click("click", f"Click {names[place]}.", spots[place], boxes[place]),
-        text("app", f"Which app is {PLACES[3 - place]}?", names[3 - place]),
-        number("unread-together", f"How many are new in {one} and {other} together?", total, steps),
-    )
-    words = ", ".join(f"{name} {facts[name]} {place}" for name, place in zip(names, PLACES, strict=True))
-    return Sample("ui", canvas.finish(), f"home screen, {words}", questions)
+    facts = tuple(zip(names, PLACES, strict=True))
+    direct = [
+        *(number("unread", f"How many messages are new in {name}?", unread[name]) for name in names),
+        *(click("click", f"Click {names[at]}.", APP_SPOTS[at], boxes[at]) for at in range(4)),
+        *(text("app", f"Which app is {place}?", name) for name, place in facts),
+    ]
+    worked = []
+    for _ in range(2):
+        pair = pick_some(rng, names, 2)
+        total, steps = arithmetic.add(unread, pair)
+        worked.append(number("unread-together", f"How many are new in {pair[0]} and {pair[1]} together?", total, steps))
+    order, by_place = pick_some(rng, facts, 4), maybe(rng, 0.5)
+    parts = [f"{at} {name} {unread[name]}" if by_place else f"{name} {unread[name]} {at}" for name, at in order]
+    return compose(rng, "ui", canvas.finish(), f"home screen, {', '.join(parts)}", direct, worked)
