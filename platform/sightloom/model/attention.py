@@ -58,9 +58,8 @@ def packed_attention(
         longest = int(max_length_q or (cu_seq_lens_q[1:] - cu_seq_lens_q[:-1]).max())
         q, k, v = (states[0].transpose(0, 1) for states in (query, key, value))
         cu = cu_seq_lens_q.to(torch.int32)
-        out = varlen_attn(
-            q, k, v, cu, cu, longest, longest, scale=scaling, window_size=window, enable_gqa=q.shape[1] != k.shape[1]
-        )
+        gqa = q.shape[1] != k.shape[1]
+        out: Any = varlen_attn(q, k, v, cu, cu, longest, longest, scale=scaling, window_size=window, enable_gqa=gqa)
         return out[None], None
     buckets = _buckets(tuple(cu_seq_lens_q.tolist()), causal)
     if not len(buckets[0].order):

@@ -1,0 +1,101 @@
+"""The model as training sees it: one module that turns a pack into log-probabilities and contrastive features.
+
+It is the root that DDP or FSDP wraps, so that every parameter is used inside its forward; the heads are no part of the
+exported model.
+"""
+
+import math
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from sightloom.model import attention
+from sightloom.model.packs import Pack
+from sightloom.objectives.language import token_logprobs, token_logprobs_and_entropy
+
+Want = Literal["logprobs", "entropy", "contrastive"]
+LOGPROBS: Final[tuple[Want, ...]] = ("logprobs",)
+CONTRASTIVE_START: Final = {"clip": (math.log(1 / 0.07), None), "siglip": (math.log(10), -10.0)}
+
+
+@dataclass(frozen=True, slots=True)
+class Outputs:
+    """What was asked for; the rest is None. Shapes: M labels, n images, K pooled documents, C feature width."""
+
+    logprobs: torch.Tensor | None  # float32 [M], of the pack's targets
+    entropy: torch.Tensor | None  # float32 [M], nats
+    image_features: torch.Tensor | None  # float32 [n, C], L2-normalised
+    text_features: torch.Tensor | None  # float32 [K, C], L2-normalised
+
+
+class ContrastiveHeads(nn.Module):
+    """Projections of an image (mean of its merged tokens) and a text (state at its end) to one space, scale and bias.
+
+    `bias` is a parameter for SigLIP only; for CLIP it is None.
+    """
+
+    def __init__(self, width: int, kind: Literal["clip", "siglip"], feature_width: int | None = None) -> None:
+        super().__init__()
+        log_scale, bias = CONTRASTIVE_START[kind]
+        self.image = nn.Linear(width, feature_width or width, bias=False)
+        self.text = nn.Linear(width, feature_width or width, bias=False)
+        self.log_scale = nn.Parameter(torch.tensor(log_scale))
+        self.bias = nn.Parameter(torch.tensor(bias)) if bias is not None else None
+
+
+class TrainableVLM(nn.Module):
+    """A Hugging Face Qwen-VL model and, for alignment, its contrastive heads."""
+
+    def __init__(self, model: Any, heads: ContrastiveHeads | None = None) -> None:
+        super().__init__()
+        attention.register(model)
+        self.vlm = model
+        self.heads = heads
+        self.image_token_id: int = model.config.image_token_id
+        self.merge_size: int = model.config.vision_config.spatial_merge_size
+
+    def forward(self, pack: Pack, want: Collection[Want] = LOGPROBS, temperature: float = 1.0) -> Outputs:
+        """Run the vision tower once, the decoder once, and the language head on labelled positions only.
+
+        Args:
+            want: `logprobs` of the targets, their `entropy`, `contrastive` features of all images and pooled documents.
+            temperature: divides the logits (reinforcement learning at a rollout temperature other than 1).
+        """
+        vision = self._look(pack)
+        hidden_LD = self.vlm.model(
+            input_ids=pack.input_ids,
+            position_ids=pack.position_ids,
+            attention_mask=None,
+            use_cache=False,
+            mm_encoder_outputs=None if vision is None else {"image": vision},
+            cu_seq_lens_q=pack.boundaries,
+            cu_seq_lens_k=pack.boundaries,
+            max_length_q=pack.longest,
+            max_length_k=pack.longest,
+        ).last_hidden_state[0]
+        logprobs = entropy = image_features = text_features = None
+        if "logprobs" in want or "entropy" in want:
+            labelled_MD = hidden_LD.index_select(0, pack.label_positions)
+            weight_VD = self.vlm.lm_head.weight
+            if "entropy" in want:
+                logprobs, entropy = token_logprobs_and_entropy(labelled_MD, weight_VD, pack.targets, temperature)
+            else:
+                logprobs = token_logprobs(labelled_MD, weight_VD, pack.targets, temperature)
+        if "contrastive" in want:
+            if self.heads is None:
+                raise ValueError("contrastive features are asked for, but the model has no contrastive heads")
+            pooled_KD = hidden_LD.index_select(0, pack.pool_positions)
+            text_features = F.normalize(self.heads.text(pooled_KD).float(), dim=-1)
+            if vision is not None:
+                images_nD = torch.stack([tokens.mean(0) for tokens in vision.pooler_output])
+                image_features = F.normalize(self.heads.image(images_nD).float(), dim=-1)
+        return Outputs(logprobs, entropy, image_features, text_features)
+
+    def _look(self, pack: Pack) -> Any:
+        if pack.pixel_values is None:
+            return None
+        return self.vlm.model.get_image_features(pack.pixel_values, pack.image_grid_thw, return_dict=True)
