@@ -133,7 +133,7 @@ def from_manifest(
     rows = table.filter(mask).select(_COLUMNS).to_pylist()
     if not rows:
         raise UserMistake(
-            f"no held-out question in '{manifest_uri}' (held out: {heldout:g} of the pictures; where: {where or 'all'})",
+            f"no held-out question in '{manifest_uri}' (held out: {heldout:g} of the pictures; {where or 'all rows'})",
             "the shards need conversations with an `answer`",
         )
     rows.sort(key=lambda row: hashlib.sha256(b"%d:" % seed + row["uid"]).digest())
