@@ -18,6 +18,7 @@ from sightloom.data.shards.heldout import heldout_mask
 from sightloom.data.shards.manifest import read_manifest
 from sightloom.data.shards.reader import SampleReader, read_table
 from sightloom.errors import UserMistake
+from sightloom.evaluation.result import Decoding, Statistics
 from sightloom.records import Answer, Conversation, InvalidRecord, Message
 
 _COLUMNS = (
@@ -80,9 +81,11 @@ class JsonlSource(Frozen):
 
 
 class Suite(Frozen):
-    """A named list of sources."""
+    """A named list of sources, and how they are asked."""
 
     name: str
+    decoding: Decoding = Decoding()
+    statistics: Statistics = Statistics()
     sources: tuple[Annotated[ManifestSource | JsonlSource, Field(discriminator="kind")], ...] = Field(min_length=1)
 
 
