@@ -1,0 +1,179 @@
+"""The one app: under Ray Serve with handles behind it, under uvicorn with an engine in the process (serving.md §1)."""
+
+import contextlib
+from collections.abc import AsyncIterator
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any, Final
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.openapi.utils import get_openapi
+from fastapi.responses import FileResponse, JSONResponse, Response
+from starlette.exceptions import HTTPException
+
+import sightloom
+from sightloom.config import Frozen
+from sightloom.serving.auth import KeyRing
+from sightloom.serving.chat import Chat
+from sightloom.serving.dispatch import Dispatcher, not_found
+from sightloom.serving.errors import ApiError
+from sightloom.serving.gate import Gate, Visit
+from sightloom.serving.limits import Limits
+from sightloom.serving.media import MediaGuard, MediaLimits
+from sightloom.serving.protocol import ChatRequest
+from sightloom.serving.replies import ChatCompletion, ErrorBody
+
+PLAYGROUND: Final = Path(__file__).parent / "playground"
+_ASSETS: Final = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
+_ERRORS: Final[dict[int | str, dict[str, Any]]] = {
+    status: {"model": ErrorBody, "description": HTTPStatus(status).phrase}
+    for status in (400, 401, 403, 404, 405, 413, 415, 429, 500, 502, 503, 504)
+}
+
+
+class EndpointConfig(Frozen):
+    """The endpoint, apart from models and addresses. `keys`: the key file; None only where it listens on loopback."""
+
+    keys: str | None = None
+    media: MediaLimits = MediaLimits()
+    body_bytes: int = 24 * 2**20
+    max_in_flight: int = 512
+    deadline_s: float = 300.0
+    keep_alive_s: float = 15.0
+
+
+def build_app(config: EndpointConfig, dispatcher: Dispatcher) -> FastAPI:
+    """Make the endpoint.
+
+    Raises:
+        UserMistake: the key file cannot be read.
+    """
+    guard = MediaGuard(config.media)
+    chat = Chat(dispatcher, guard, config.body_bytes, config.deadline_s, config.keep_alive_s)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        await guard.close()
+
+    app = FastAPI(
+        title="Sightloom",
+        version=sightloom.__version__,
+        docs_url=None,  # the documentation pages would load scripts from outside
+        redoc_url=None,
+        lifespan=lifespan,
+    )
+    app.add_middleware(Gate, keys=KeyRing(config.keys), limits=Limits(config.max_in_flight))
+    _answer_errors(app)
+    _add_chat(app, chat)
+    _add_models(app, dispatcher)
+    _add_health(app, dispatcher)
+    _add_playground(app)
+    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
+    return app
+
+
+def _add_chat(app: FastAPI, chat: Chat) -> None:
+    @app.post(
+        "/v1/chat/completions",
+        response_model=None,
+        responses={
+            **_ERRORS,
+            200: {"model": ChatCompletion, "content": {"text/event-stream": {"schema": {"type": "string"}}}},
+        },
+        summary="Answer a conversation with pictures",
+    )
+    async def completions(request: Request) -> Response:
+        return await chat(request)
+
+
+def _add_models(app: FastAPI, dispatcher: Dispatcher) -> None:
+    @app.get("/v1/models", responses=_ERRORS, summary="List the models")
+    async def models(request: Request) -> dict[str, Any]:
+        visit: Visit = request.state.visit
+        cards = await dispatcher.cards("pin" in visit.key.scopes)
+        return {"object": "list", "data": [card.to_json() for card in cards]}
+
+    @app.get("/v1/models/{model}", responses=_ERRORS, summary="Show one model")
+    async def model(model: str, request: Request) -> dict[str, Any]:
+        visit: Visit = request.state.visit
+        cards = await dispatcher.cards("pin" in visit.key.scopes)
+        found = next((card for card in cards if card.id == model), None)
+        if found is None:
+            raise not_found(model, tuple(card.id for card in cards))
+        return found.to_json()
+
+
+def _add_health(app: FastAPI, dispatcher: Dispatcher) -> None:
+    @app.get("/healthz", summary="The process lives")
+    async def healthz() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @app.get("/readyz", summary="The champions answer", responses={503: {"description": "not ready"}})
+    async def readyz() -> JSONResponse:
+        readiness = await dispatcher.readiness()
+        body = {"ready": readiness.ready, "generation": readiness.generation, "models": readiness.models}
+        return JSONResponse(body, status_code=200 if readiness.ready else 503)
+
+
+def _add_playground(app: FastAPI) -> None:
+    pages = {page.name: page for page in PLAYGROUND.iterdir() if page.suffix in _ASSETS}
+
+    @app.get("/", include_in_schema=False)
+    async def playground() -> Response:
+        return FileResponse(pages["index.html"], media_type="text/html", headers={"cache-control": "no-cache"})
+
+    @app.get("/playground/{name}", include_in_schema=False)
+    async def asset(name: str) -> Response:
+        if name not in pages:
+            raise HTTPException(404)
+        page = pages[name]
+        return FileResponse(page, media_type=_ASSETS[page.suffix], headers={"cache-control": "no-cache"})
+
+
+def _answer_errors(app: FastAPI) -> None:
+    """Give every failure the one shape, the framework's own included."""
+
+    def respond(error: ApiError) -> JSONResponse:
+        return JSONResponse(error.body, error.status, headers=error.headers)
+
+    @app.exception_handler(ApiError)
+    async def ours(_: Request, error: ApiError) -> JSONResponse:
+        return respond(error)
+
+    @app.exception_handler(HTTPException)
+    async def framework(request: Request, error: HTTPException) -> JSONResponse:
+        codes = {404: ("not_found", "there is nothing at this address")}
+        codes[405] = ("method_not_allowed", f"'{request.method}' is not served at this address")
+        code, message = codes.get(error.status_code, ("invalid_value", "the request cannot be served"))
+        answer = respond(ApiError(error.status_code, code, message))
+        answer.headers.update(dict(error.headers or {}))
+        return answer
+
+    @app.exception_handler(RequestValidationError)
+    async def validation(_: Request, error: RequestValidationError) -> JSONResponse:
+        where = ".".join(str(part) for part in error.errors()[0]["loc"][1:])
+        return respond(ApiError(400, "invalid_value", f"'{where}' is not valid", where or None))
+
+    @app.exception_handler(Exception)
+    async def internal(_: Request, __: Exception) -> JSONResponse:
+        return respond(ApiError(500, "internal_error", "the request failed inside the endpoint"))
+
+
+def _openapi(app: FastAPI) -> dict[str, Any]:
+    """The schema, with the chat request that the handler reads by itself."""
+    if app.openapi_schema is None:
+        schema = get_openapi(title=app.title, version=app.version, routes=app.routes)
+        request = ChatRequest.model_json_schema(ref_template="#/components/schemas/{model}")
+        parts = schema.setdefault("components", {}).setdefault("schemas", {})
+        parts.update(request.pop("$defs", {}))
+        parts["ChatRequest"] = request
+        content = {"application/json": {"schema": {"$ref": "#/components/schemas/ChatRequest"}}}
+        schema["paths"]["/v1/chat/completions"]["post"]["requestBody"] = {"required": True, "content": content}
+        parts.pop("HTTPValidationError", None), parts.pop("ValidationError", None)
+        for path in schema["paths"].values():
+            for operation in path.values():
+                operation["responses"].pop("422", None)
+        app.openapi_schema = schema
+    return app.openapi_schema

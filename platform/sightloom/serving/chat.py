@@ -1,0 +1,183 @@
+"""`POST /v1/chat/completions`: read, check, route, load pictures, generate, answer as JSON or as a stream."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, TypeVar
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+
+from sightloom.serving import sse
+from sightloom.serving.assemble import Piece
+from sightloom.serving.auth import require
+from sightloom.serving.dispatch import Dispatcher, Route, parse_model
+from sightloom.serving.errors import ApiError
+from sightloom.serving.gate import Visit
+from sightloom.serving.media import MediaGuard
+from sightloom.serving.protocol import ChatRequest, parse_chat, read_json
+from sightloom.serving.replies import Draft, Head, Tally
+from sightloom.serving.resolve import check_features, references, resolve
+from sightloom.serving.samples import Samples
+
+T = TypeVar("T")
+
+
+class ClientGone(Exception):
+    """The client hung up; nobody reads an answer."""
+
+
+class Chat:
+    """Answers chat requests."""
+
+    def __init__(
+        self, dispatcher: Dispatcher, guard: MediaGuard, body_bytes: int, deadline_s: float, keep_alive_s: float
+    ) -> None:
+        self._dispatcher = dispatcher
+        self._guard = guard
+        self._body_bytes = body_bytes
+        self._deadline_s = deadline_s
+        self._keep_alive_s = keep_alive_s
+
+    async def __call__(self, request: Request) -> Response:
+        """Answer one request.
+
+        Raises:
+            ApiError: the request is refused, or failed before its first byte.
+        """
+        began = time.monotonic()
+        visit: Visit = request.state.visit
+        chat = parse_chat(read_json(await read_body(request, self._body_bytes)))
+        route = await self._route(chat, request, visit)
+        check_features(chat, route.info)
+        images = await self._guard.load(references(chat))
+        media_s = time.monotonic() - began
+        deadline_s = min(chat.sightloom.deadline_s or self._deadline_s, self._deadline_s)
+        asked = resolve(chat, images, route.info, visit.request_id, deadline_s)
+        head = Head(f"chatcmpl-{visit.request_id}", chat.model, route.info.fingerprint, chat.include_reasoning)
+        tally = Tally()
+        samples = Samples(route, asked, chat.stops, deadline_s)
+        if chat.stream:
+            return await self._stream(request, visit, chat, head, samples, tally)
+        try:
+            drafts = await _unless_gone(request, _gather(samples, tally, chat.n))
+        except ClientGone:
+            return Response(status_code=499)
+        finally:
+            await samples.close()
+            visit.num_tokens = tally.total
+        _time(visit, drafts, media_s, began)
+        return JSONResponse(head.completion(drafts, tally).model_dump())
+
+    async def _route(self, chat: ChatRequest, request: Request, visit: Visit) -> Route:
+        if parse_model(chat.model).pinned:
+            require(visit.key, "pin")
+        subject = request.headers.get("x-session-id") or chat.user or visit.request_id
+        route = await self._dispatcher.route(chat.model, subject)
+        visit.headers.update(route.headers)
+        return route
+
+    async def _stream(
+        self, request: Request, visit: Visit, chat: ChatRequest, head: Head, samples: Samples, tally: Tally
+    ) -> Response:
+        try:  # what fails before the first piece still is an HTTP error
+            first = await _unless_gone(request, samples.next(self._keep_alive_s))
+        except BaseException as error:
+            await samples.close()
+            if isinstance(error, ClientGone):
+                return Response(status_code=499)
+            raise
+        body = self._events(visit, chat, head, samples, tally, first)
+        return StreamingResponse(body, media_type="text/event-stream", headers=sse.HEADERS)
+
+    async def _events(
+        self, visit: Visit, chat: ChatRequest, head: Head, samples: Samples, tally: Tally, first: Piece | None
+    ) -> AsyncIterator[bytes]:
+        options = chat.stream_options
+        continuous = options is not None and options.continuous_usage_stats
+        try:
+            for index in range(chat.n):
+                yield sse.event(head.opening(index))
+            piece = first
+            try:
+                while True:
+                    if piece is None:
+                        yield sse.KEEP_ALIVE
+                    else:
+                        tally.add(piece)
+                        for chunk in head.pieces(piece, tally.usage() if continuous else None):
+                            yield sse.event(chunk)
+                    piece = await samples.next(self._keep_alive_s)
+            except StopAsyncIteration:
+                if options is not None and options.include_usage:
+                    yield sse.event(head.chunk([], tally.usage()))
+            except ApiError as error:
+                yield sse.event(error.body)
+            yield sse.DONE
+        finally:
+            visit.num_tokens = tally.total
+            await samples.close()
+
+
+async def read_body(request: Request, limit: int) -> bytes:
+    """Read a JSON body, counted while reading.
+
+    Raises:
+        ApiError: 415 another content type, 413 `request_too_large`.
+    """
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json":
+        raise ApiError(415, "unsupported_media_type", "send the body as 'content-type: application/json'")
+    if request.headers.get("content-encoding", "identity").lower() != "identity":
+        raise ApiError(415, "unsupported_media_type", "send the body without content-encoding")
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > limit:
+            raise ApiError(413, "request_too_large", f"the body has more than {limit} bytes")
+    return bytes(body)
+
+
+async def _gather(samples: Samples, tally: Tally, n: int) -> list[Draft]:
+    drafts = [Draft() for _ in range(n)]
+    while True:
+        try:
+            piece = await samples.next()
+        except StopAsyncIteration:
+            return drafts
+        assert piece is not None
+        tally.add(piece)
+        drafts[piece.index].add(piece)
+
+
+async def _unless_gone(request: Request, work: Awaitable[T]) -> T:
+    """Await `work`, but stop when the client hangs up.
+
+    Raises:
+        ClientGone: it did.
+    """
+    working = asyncio.ensure_future(work)
+    watching = asyncio.ensure_future(_hung_up(request.receive))
+    try:
+        await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientGone
+        return working.result()
+    finally:
+        for task in (working, watching):
+            task.cancel()
+        await asyncio.gather(working, watching, return_exceptions=True)
+
+
+async def _hung_up(receive: Callable[[], Awaitable[Any]]) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def _time(visit: Visit, drafts: list[Draft], media_s: float, began: float) -> None:
+    parts = {"media": media_s}
+    timing = drafts[0].timing
+    if timing is not None:
+        parts |= {"queue": timing.queue_s, "first": timing.first_s}
+    parts["total"] = time.monotonic() - began
+    visit.headers["server-timing"] = ", ".join(f"{name};dur={seconds * 1000:.1f}" for name, seconds in parts.items())

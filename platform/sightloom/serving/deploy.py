@@ -1,0 +1,193 @@
+"""Deploying on Ray Serve: one app a version, and the router before them (serving.md §9)."""
+
+import errno
+import ipaddress
+import json
+import socket
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+from urllib.request import ProxyHandler, build_opener
+
+import ray
+from ray import serve
+from ray.serve.schema import LoggingConfig
+
+from sightloom.errors import SightloomError, UserMistake
+from sightloom.serving.app import EndpointConfig
+from sightloom.serving.engines.base import Delta, EngineInfo, EngineRequest
+from sightloom.serving.engines.folder import read_facts
+from sightloom.serving.engines.transformers import TransformersEngine, TransformersSettings
+from sightloom.serving.errors import ApiError
+from sightloom.serving.router import Live, ModelRoutes, Router, Routes
+
+ROUTER_APP = "router"
+START_TIMEOUT_S = 300.0
+
+
+@serve.deployment(
+    name="engine",
+    num_replicas=1,
+    max_ongoing_requests=16,
+    max_queued_requests=64,
+    graceful_shutdown_timeout_s=10,
+    ray_actor_options={"num_cpus": 1},
+)
+class Version:
+    """One version's replica: an engine, asked through a handle."""
+
+    def __init__(self, folder: str, version: str, settings: dict[str, Any]) -> None:
+        self._engine = TransformersEngine(Path(folder), version, TransformersSettings.model_validate(settings))
+        self._started = False
+
+    async def reconfigure(self, _: dict[str, Any]) -> None:
+        """Serve calls it before the replica takes requests: the engine starts here."""
+        if not self._started:
+            await self._engine.start()
+            self._started = True
+
+    async def info(self) -> EngineInfo:
+        """What the engine is."""
+        return self._engine.info
+
+    async def generate(self, request: EngineRequest) -> AsyncIterator[Delta | ApiError]:
+        """Answer one request; an error travels as the last item, so that its type survives."""
+        source = self._engine.generate(request)
+        try:
+            async for delta in source:
+                yield delta
+        except ApiError as error:
+            yield error
+        finally:
+            await source.aclose()
+
+    async def check_health(self) -> None:
+        """Serve replaces a replica whose engine has ended."""
+        if self._started and not self._engine.load().alive:
+            raise RuntimeError("the engine has ended")
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """A running endpoint. `seconds`: how long each part of the start took."""
+
+    address: str
+    model: str
+    version: str
+    digest: str
+    seconds: dict[str, float]
+
+    @property
+    def api(self) -> str:
+        """The base URL for OpenAI clients."""
+        return f"{self.address}/v1"
+
+
+def deploy(
+    folder: Path,
+    name: str,
+    version: str,
+    port: int,
+    host: str = "127.0.0.1",
+    endpoint: EndpointConfig | None = None,
+    settings: TransformersSettings | None = None,
+) -> Deployment:
+    """Serve a model folder under `name` on the Ray that this process is connected to; returns when it answers.
+
+    Raises:
+        UserMistake: no model folder, the port is in use, Serve already runs, or the host is not loopback and there are no
+            keys. Nothing was started.
+        SightloomError: it did not become ready.
+    """
+    endpoint, settings = endpoint or EndpointConfig(), settings or TransformersSettings()
+    if not ray.is_initialized():
+        raise UserMistake("this process is not connected to Ray", "call ray.init() first")
+    digest = read_facts(folder).digest
+    check_host(host, endpoint)
+    if serve.status().proxies:
+        raise UserMistake("Ray Serve already runs on this cluster", "end it first: serve.shutdown()")
+    check_port(host, port)
+    began = time.monotonic()
+    logging_config = LoggingConfig(log_level="WARNING", enable_access_log=False)
+    serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port}, logging_config=logging_config)
+    seconds = {"serve": time.monotonic() - began}
+    app = f"{name}-v{version}"
+    live = Live(version=version, app=app)
+    routes = Routes(generation=1, models={name: ModelRoutes(live=(live,), aliases={"champion": version})}).model_dump(
+        mode="json"
+    )
+    replica = Version.options(user_config={}).bind(str(folder.resolve()), version, settings.model_dump(mode="json"))
+    router = Router.options(user_config=routes).bind(endpoint.model_dump(mode="json"))
+    try:
+        serve.run_many(
+            [
+                serve.RunTarget(replica, name=app, route_prefix=None, logging_config=logging_config),
+                serve.RunTarget(router, name=ROUTER_APP, route_prefix="/", logging_config=logging_config),
+            ]
+        )
+        seconds["apps"] = time.monotonic() - began - seconds["serve"]
+        address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        wait_until_ready(address, START_TIMEOUT_S)
+    except (RuntimeError, SightloomError) as error:
+        serve.shutdown()
+        raise SightloomError(f"the endpoint did not start: {error}", "the replica's log names the cause") from error
+    seconds["total"] = time.monotonic() - began
+    return Deployment(address, name, version, digest, {part: round(took, 2) for part, took in seconds.items()})
+
+
+def shutdown() -> None:
+    """End Serve on this cluster: apps, proxies, controller. Ray itself stays."""
+    serve.shutdown()
+
+
+def check_port(host: str, port: int) -> None:
+    """See that a port can be listened on.
+
+    Raises:
+        UserMistake: it is in use, or may not be opened.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            why = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be opened ({error.strerror})"
+            raise UserMistake(f"port {port} on {host} {why}", "choose another one with --port") from error
+
+
+def check_host(host: str, endpoint: EndpointConfig) -> None:
+    """See that an endpoint without keys listens on loopback only.
+
+    Raises:
+        UserMistake: it would be open to others.
+    """
+    try:
+        loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        loopback = False
+    if not loopback and endpoint.keys is None:
+        raise UserMistake(f"listening on {host} without keys would let anybody in", "give a key file with --keys")
+
+
+def wait_until_ready(address: str, timeout_s: float) -> None:
+    """Wait until `/readyz` says yes.
+
+    Raises:
+        SightloomError: it did not in time.
+    """
+    opener = build_opener(ProxyHandler({}))
+    until = time.monotonic() + timeout_s
+    last = "no answer"
+    while time.monotonic() < until:
+        try:
+            with opener.open(f"{address}/readyz", timeout=10) as response:
+                if json.load(response)["ready"]:
+                    return
+        except (URLError, OSError, ValueError) as error:
+            last = str(error)
+        time.sleep(0.1)
+    raise SightloomError(f"{address} was not ready after {timeout_s:g} s: {last}")

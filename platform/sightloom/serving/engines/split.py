@@ -1,0 +1,120 @@
+"""Splitting a token stream into thinking and answer, text by text, as the tokens come.
+
+For well-formed replies the result equals `model.chat.parse_response` of the whole text.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+from sightloom.serving.engines.base import Outcome
+
+# A character takes at most four byte-level tokens; what is still broken after this many is broken for good.
+_LONGEST_CHARACTER: Final = 8
+
+
+@dataclass(frozen=True, slots=True)
+class ThinkTokens:
+    """Ids of the marks that open and close a think block."""
+
+    open: int
+    close: int
+
+
+@dataclass(slots=True)
+class Split:
+    """What one or more tokens added."""
+
+    reasoning: str = ""
+    answer: str = ""
+    num_reasoning: int = 0
+    num_answer: int = 0
+
+    def __bool__(self) -> bool:
+        return bool(self.num_reasoning or self.num_answer)
+
+
+class Splitter:
+    """Takes tokens one by one and keeps what has not been taken out yet.
+
+    Args:
+        tokenizer: a Hugging Face tokenizer.
+        marks: None for a model that knows no thinking.
+        opened: the prompt ends inside an open think block.
+        budget: most tokens inside the block; the mark behind the last of them was forced.
+        ends: the model's end tokens, which belong to no text.
+    """
+
+    def __init__(
+        self, tokenizer: Any, marks: ThinkTokens | None, opened: bool, budget: int, ends: frozenset[int]
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._marks = marks
+        self._thinking = opened
+        self._budget = budget
+        self._ends = ends
+        self._opened = self._closed = False
+        self._opened = opened
+        self._clean = True
+        self._num_thinking = 0
+        self._pending: list[int] = []
+        self._ready = Split()
+
+    @property
+    def outcome(self) -> Outcome | None:
+        """How the thinking went; None while it still goes on."""
+        if not self._opened:
+            return "off" if self._clean else "malformed"
+        if not self._closed:
+            return None
+        if not self._clean:
+            return "malformed"
+        return "truncated" if self._num_thinking >= self._budget else "complete"
+
+    def push(self, token: int) -> None:
+        """Take a token."""
+        if self._thinking:
+            self._ready.num_reasoning += 1
+        else:
+            self._ready.num_answer += 1
+        if token in self._ends:
+            return
+        if self._marks is not None and token in (self._marks.open, self._marks.close):
+            self._mark(token == self._marks.open)
+            return
+        if self._thinking:
+            self._num_thinking += 1
+        self._pending.append(token)
+        self._decode(final=False)
+
+    def end(self) -> Outcome:
+        """No more tokens come: what is pending is text as it is."""
+        self._decode(final=True)
+        return self.outcome or "malformed"
+
+    def take(self) -> Split:
+        """What has come since the last call."""
+        ready, self._ready = self._ready, Split()
+        return ready
+
+    def _mark(self, opens: bool) -> None:
+        self._decode(final=True)
+        if opens and not self._opened:
+            self._ready.num_answer -= 1
+            self._ready.num_reasoning += 1
+            self._opened = self._thinking = True
+        elif not opens and self._thinking:
+            self._thinking, self._closed = False, True
+        else:
+            self._clean = False
+
+    def _decode(self, final: bool) -> None:
+        if not self._pending:
+            return
+        text = self._tokenizer.decode(self._pending, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        if text.endswith("\ufffd") and not final and len(self._pending) < _LONGEST_CHARACTER:
+            return
+        self._pending.clear()
+        if self._thinking:
+            self._ready.reasoning += text
+        else:
+            self._ready.answer += text

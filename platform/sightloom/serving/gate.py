@@ -1,0 +1,91 @@
+"""The ASGI gate before the app: request ids, keys, quotas, and the headers that every answer carries, errors included.
+
+It stands in the app and not in a proxy, because a replica may be reached beside the proxy.
+"""
+
+import json
+import re
+import secrets
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from sightloom.serving.auth import ANYBODY, KeyEntry, KeyRing, require
+from sightloom.serving.errors import ApiError
+from sightloom.serving.limits import Limits
+
+_REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_CSP: Final = (
+    "default-src 'self'; img-src 'self' data: blob:; object-src 'none'; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'"
+)
+_FIXED_HEADERS: Final = {
+    "content-security-policy": _CSP,
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+}
+
+
+@dataclass(slots=True)
+class Visit:
+    """One request's passage; the app adds headers and, at the end, the tokens that it used."""
+
+    request_id: str
+    key: KeyEntry
+    headers: dict[str, str] = field(default_factory=dict)
+    num_tokens: int = 0
+
+
+class Gate:
+    """Lets a request in under `/v1/` with a valid key and within its quota; everything else needs none."""
+
+    def __init__(self, app: ASGIApp, keys: KeyRing, limits: Limits) -> None:
+        self._app = app
+        self._keys = keys
+        self._limits = limits
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        given = {name: value.decode("latin-1") for name, value in scope["headers"]}
+        asked_id = given.get(b"x-request-id", "")
+        request_id = asked_id if _REQUEST_ID.fullmatch(asked_id) else secrets.token_hex(12)
+        visit = Visit(request_id, ANYBODY)
+        scope.setdefault("state", {})["visit"] = visit
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                extra = {"x-request-id": visit.request_id, **_FIXED_HEADERS, **visit.headers}
+                message["headers"] = [
+                    *message.get("headers", []),
+                    *((name.encode(), value.encode("latin-1")) for name, value in extra.items()),
+                ]
+            await send(message)
+
+        if not scope["path"].startswith("/v1/"):
+            await self._app(scope, receive, send_with_headers)
+            return
+        try:
+            visit.key = self._keys.identify(given.get(b"authorization"))
+            require(visit.key, "infer")
+            quota = self._limits.enter(visit.key)
+        except ApiError as error:
+            await send_error(error, send_with_headers)
+            return
+        try:
+            visit.headers.update(quota.headers())
+            await self._app(scope, receive, send_with_headers)
+        finally:
+            self._limits.leave(quota, visit.num_tokens)
+
+
+async def send_error(error: ApiError, send: Any) -> None:
+    """Answer with an error, below any framework."""
+    body = json.dumps(error.body, ensure_ascii=False).encode()
+    headers = {"content-type": "application/json", "content-length": str(len(body)), **error.headers}
+    encoded = [(name.encode(), value.encode()) for name, value in headers.items()]
+    await send({"type": "http.response.start", "status": error.status, "headers": encoded})
+    await send({"type": "http.response.body", "body": body})
