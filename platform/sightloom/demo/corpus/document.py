@@ -60,10 +60,10 @@ def _bill(rng: Generator) -> Sample:
     canvas.write("BILL", 17, 4, BLACK, 2)
     for row, name in enumerate(names):
         middle = 24 + 16 * row
-        FOOD[name](canvas, 11 + rng.uniform(-0.7, 0.7), middle)
-        for dot in range(22, 48, 4):
-            canvas.circle(dot, middle + 4, 0.7, (150, 150, 150))
-        canvas.write(str(facts[name]), 51.5 + rng.uniform(-0.5, 0.5), middle - 6.5, BLACK, 2.6)
+        FOOD[name](canvas, 10 + rng.uniform(-0.7, 0.7), middle)
+        for coin in range(facts[name]):
+            canvas.circle(23 + 4.6 * coin, middle, 2.2, (214, 160, 30))
+        canvas.write(str(facts[name]), 52.5 + rng.uniform(-0.5, 0.5), middle - 6.5, BLACK, 2.6)
     direct = [
         *(number("price", f"What does the {name} cost?", facts[name]) for name in names),
         *(text("line", f"What is on the {line} line?", name) for line, name in zip(LINES, names, strict=True)),

@@ -12,7 +12,7 @@ from sightloom.demo.corpus.places import ORDINALS, PLACES, WAYS
 from sightloom.demo.corpus.sample import Sample, choice, click, compose, number, text
 
 BUTTON_SPOTS: Final = ((250, 300), (750, 300), (250, 750), (750, 750))
-APP_SPOTS: Final = ((200, 300), (700, 300), (200, 800), (700, 800))
+APP_SPOTS: Final = ((200, 250), (700, 250), (200, 750), (700, 750))
 SWITCH_SPOTS: Final = ((750, 125), (750, 375), (750, 625), (750, 875))
 MOST: Final = 6  # unread messages
 
@@ -101,12 +101,14 @@ def _home(rng: Generator) -> Sample:
     canvas = Canvas(tint((175, 205, 215), (215, 195, 215), rng.uniform(0, 1)))
     boxes = []
     for place, name in enumerate(names):
-        x, y = 12 + 32 * (place % 2) + rng.uniform(-1, 1), 19 + 32 * (place // 2) + rng.uniform(-1, 1)
+        x, y = 12 + 32 * (place % 2) + rng.uniform(-1, 1), 15 + 32 * (place // 2) + rng.uniform(-1, 1)
         APPS[name](canvas, x, y)
         left, top = 18 + 32 * (place % 2), 1 + 32 * (place // 2)
-        canvas.rectangle(left, top, left + 13, top + 15, INK["red"], 4)
-        canvas.write(str(unread[name]), left + 3.1, top + 1.7, WHITE, 2.3)
-        boxes.append(_box(x - 11, y - 12, x + 14, y + 11))
+        canvas.rectangle(left, top, left + 12, top + 14, INK["red"], 4)
+        canvas.write(str(unread[name]), left + 3, top + 2, WHITE, 2)
+        for dot in range(unread[name]):
+            canvas.circle(4 + 32 * (place % 2) + 4.8 * dot, 28 + 32 * (place // 2), 1.9, INK["red"])
+        boxes.append(_box(x - 10, y - 11, x + 12, y + 11))
     facts = tuple(zip(names, PLACES, strict=True))
     direct = [
         *(number("unread", f"How many messages are new in {name}?", unread[name]) for name in names),
