@@ -1,0 +1,200 @@
+"""The artifacts beside the scores: duplicates, decisions, plans, the manifest, the experiment's run."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+import sightloom
+from sightloom import storage
+from sightloom.config import canonical_json, digest, flatten
+from sightloom.data.dedup.duplicates import Duplicates, uid_halves
+from sightloom.data.ledger import list_names, parquet_bytes
+from sightloom.data.measure import COLUMNS
+from sightloom.data.prepare import MANIFEST, Prepared, describe_source
+from sightloom.data.recipe import Recipe
+from sightloom.data.select.choose import Decision
+from sightloom.data.shards.manifest import FORMAT, Manifest, Shard, Totals
+from sightloom.data.shards.pack import TABLE_COLUMNS
+from sightloom.data.sources.chunks import SourceFile
+
+if TYPE_CHECKING:
+    from sightloom.tracking import Tracker
+
+PLAN_COLUMNS = ("shard", "pos", "key", "uid", "copy", "src", "src_pos", "src_offset", "src_size", "bound_bytes")
+OWN_DOCS = {
+    "key": "name of the sample's members",
+    "offset": "first byte of the sample in its tar",
+    "size": "bytes of the whole sample, headers included",
+    "image_ext": "extension of the image member",
+}
+
+
+def fingerprints(prepared: Prepared, chunks: Sequence[str]) -> dict[str, Any]:
+    """Name each step's artifacts by all that decides their content."""
+    recipe = prepared.recipe
+    scores = {group.name: group.fingerprint for group in prepared.plan.groups}
+    dedup = digest({"scores": scores, "chunks": sorted(chunks), "config": recipe.dedup})[:12]
+    select = digest({"dedup": dedup, "config": recipe.select})[:12]
+    plan = digest({"select": select, "config": recipe.pack, "name": recipe.name, "seed": recipe.seed})[:12]
+    return {"scores": scores, "dedup": dedup, "select": select, "plan": plan}
+
+
+def write_duplicates(out: str, fingerprint: str, table: pa.Table, duplicates: Duplicates) -> None:
+    """Write the losers once."""
+    folder = storage.join(out, "dedup", fingerprint)
+    if storage.exists(storage.join(folder, "done.json")):
+        return
+    losers = duplicates.table(table.column("uid").combine_chunks())
+    storage.write(storage.join(folder, "dups.parquet", "part-00000.parquet"), parquet_bytes(losers))
+    storage.create(storage.join(folder, "done.json"), canonical_json({"rows": table.num_rows, "dups": losers.num_rows}))
+
+
+def write_decision(out: str, fingerprint: str, table: pa.Table, decision: Decision) -> None:
+    """Write the decision, the kept uids in DataComp's form, and the summary."""
+    folder = storage.join(out, "select", fingerprint)
+    if storage.exists(storage.join(folder, "summary.json")):
+        return
+    columns = {
+        "uid": table.column("uid"),
+        "keep": pa.array(decision.keep),
+        "reason": pa.array(list(decision.reason), pa.string()),
+        "fails": pa.array(decision.fails),
+        "copies": pa.array(decision.keep.astype(np.int16)),
+        "domain": table.column("domain"),
+    }
+    storage.write(storage.join(folder, "decision.parquet", "part-00000.parquet"), parquet_bytes(pa.table(columns)))
+    high, low = uid_halves(table.column("uid").filter(pa.array(decision.keep)))
+    subset = np.sort(np.array(list(zip(high, low, strict=True)), dtype=[("f0", "<u8"), ("f1", "<u8")]))
+    buffer = io.BytesIO()
+    np.save(buffer, subset)
+    storage.write(storage.join(folder, "subset.npy"), buffer.getvalue())
+    summary = {
+        "rows_in": table.num_rows,
+        "kept": int(decision.keep.sum()),
+        "dropped": decision.dropped,
+        "failed": decision.failed,
+        "alone": decision.alone,
+        "cuts": list(decision.cuts),
+    }
+    storage.create(storage.join(folder, "summary.json"), canonical_json(summary))
+
+
+def write_plan(out: str, fingerprint: str, planned: pa.Table) -> str:
+    """Write the packing plan and return its folder."""
+    folder = storage.join(out, "plan", fingerprint)
+    data = parquet_bytes(planned.select(list(PLAN_COLUMNS)))
+    storage.write(storage.join(folder, "plan.parquet", "part-00000.parquet"), data)
+    return folder
+
+
+def forget_other_plans(recipe: Recipe, fingerprint: str) -> None:
+    """Drop the shard commits of other plans for this name: their tars are about to be replaced."""
+    root = storage.join(recipe.out, "plan")
+    for info in storage.listing(storage.join(root, "*", "commit", f"{recipe.name}-*.json")) if _any(recipe) else ():
+        if f"/plan/{fingerprint}/" not in info.uri:
+            storage.delete(info.uri)
+
+
+def _any(recipe: Recipe) -> bool:
+    return any(name.endswith(".tar") for name in list_names(storage.join(recipe.out, "shards", recipe.name)))
+
+
+def delete_strangers(folder: str, manifest: Manifest) -> None:
+    """Delete files of an unfinished or replaced run that the new manifest does not name."""
+    named = {name for entry in manifest.shards for name in (entry.name, entry.name + ".idx", entry.table)}
+    for name in list_names(folder):
+        if name.endswith((".tar", ".tar.idx", ".parquet")) and name not in named:
+            storage.delete(storage.join(folder, name))
+
+
+def make_manifest(
+    prepared: Prepared,
+    per_source: list[list[SourceFile]],
+    decision: Decision,
+    not_fetched: dict[str, int],
+    fingerprint: dict[str, Any],
+    entries: Sequence[dict[str, Any]],
+) -> Manifest:
+    """Put together what the shards hold and how they came about."""
+    shards = tuple(Shard.model_validate(entry) for entry in entries)
+    domains: dict[str, int] = {}
+    for shard in shards:
+        for name, count in shard.domains.items():
+            domains[name] = domains.get(name, 0) + count
+    dropped = {**decision.dropped, **not_fetched}
+    totals = Totals(
+        rows_in=len(decision.keep) + sum(not_fetched.values()),
+        kept=int(decision.keep.sum()),
+        dropped=dict(sorted(dropped.items())),
+        failed=decision.failed,
+        samples=sum(shard.samples for shard in shards),
+        bytes=sum(shard.bytes for shard in shards),
+        domains=dict(sorted(domains.items())),
+    )
+    scorers = [
+        {
+            "name": spec.scorer.name,
+            "model": spec.scorer.model,
+            "pretrained": spec.scorer.pretrained,
+            "weights_sha256": spec.weights_sha256,
+            "precision": spec.scorer.precision,
+            "licence": spec.scorer.licence,
+        }
+        for spec in prepared.specs
+    ]
+    sources = [describe_source(s, files) for s, files in zip(prepared.recipe.source, per_source, strict=True)]
+    manifest = Manifest(
+        format=FORMAT,
+        name=prepared.recipe.name,
+        code={"sightloom": sightloom.__version__, "git": None},
+        recipe=prepared.identity,
+        shards=shards,
+        totals=totals,
+        columns=_columns(prepared),
+        scorers=tuple(scorers),
+        sources=tuple(sources),
+        fingerprints=fingerprint,
+        uri=storage.join(prepared.shard_folder, MANIFEST),
+    )
+    return manifest.model_copy(update={"digest": manifest.content_digest()})
+
+
+def _columns(prepared: Prepared) -> dict[str, dict[str, str]]:
+    """Describe the columns of the shard tables."""
+    types = {"key": "string", "offset": "int64", "size": "int64", "image_ext": "string"}
+    described = {name: {"type": kind, "group": "shard", "doc": OWN_DOCS[name]} for name, kind in types.items()}
+    for name in ("uid", *TABLE_COLUMNS):
+        described[name] = {"type": str(COLUMNS[name][0]), "group": "base", "doc": COLUMNS[name][1]}
+    for spec in prepared.specs:
+        doc = f"cosine of image and text by {spec.scorer.model}"
+        described[spec.column] = {"type": "float", "group": spec.column, "doc": doc}
+    for name, text in prepared.recipe.select.derive.items():
+        described[name] = {"type": "double", "group": "select", "doc": text}
+    return described
+
+
+def track(tracker: Tracker, prepared: Prepared, manifest: Manifest, result: dict[str, Any], page: str) -> None:
+    """Log the curation as one run: recipe as parameters, counts as metrics, manifest and page as files."""
+    recipe = prepared.recipe
+    run_id = tracker.start_run(
+        f"{recipe.name}-{manifest.fingerprints['plan']}",
+        tags={"sightloom.kind": "curation", "sightloom.manifest_digest": manifest.digest},
+        params=flatten(prepared.identity),
+    )
+    counts = {"rows_in": result["rows_in"], "kept": result["kept"], "failed": result["failed"]}
+    metrics = {name: float(value) for name, value in counts.items()}
+    metrics |= {f"dropped.{name}": float(value) for name, value in result["dropped"].items()}
+    metrics["keep_rate"] = result["kept"] / max(1, result["rows_in"])
+    metrics["samples_per_s"] = float(result["samples_per_s"])
+    tracker.log_metrics(run_id, metrics, step=0)
+    tracker.log_input(run_id, recipe.name, manifest.digest, "curation")
+    for uri in (manifest.uri, page):
+        with storage.local_copy(uri) as path:
+            tracker.log_file(run_id, Path(path))
+    tracker.end_run(run_id)

@@ -1,0 +1,90 @@
+"""Near copies of pictures: a sieve on the 64-bit hash, then two finer checks (data.md §10).
+
+The 64-bit hash alone joins different receipts and drawn scenes; the 256-bit hash and the thumbnail tell them apart.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+BLOCKS = (11, 11, 11, 11, 10, 10)  # two equal ones of six: any hashes within 4 bits of each other share such a pair
+MAX_FINE_BITS = 16
+MAX_THUMB = 8
+MAX_BUCKET = 1000  # rows of a larger bucket are compared with its best 1,000
+CROSS_ROWS = 2_000_000
+Indexes = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Hashes:
+    """The hashes of M pictures, best first: uint64 [M], uint64 [M, 4], int16 [M, 48]."""
+
+    coarse: npt.NDArray[np.uint64]
+    fine: npt.NDArray[np.uint64]
+    thumb: npt.NDArray[np.int16]
+
+    @classmethod
+    def read(cls, table: pa.Table, rows: Indexes) -> Hashes:
+        """Take the hash columns of some rows."""
+        taken = table.select(["phash", "phash256", "thumb"]).take(pa.array(rows))
+        raw = [b"".join(taken.column(name).to_pylist()) for name in ("phash", "phash256", "thumb")]
+        coarse = np.frombuffer(raw[0], ">u8").astype(np.uint64)
+        fine = np.frombuffer(raw[1], ">u8").astype(np.uint64).reshape(-1, 4)
+        return cls(coarse, fine, np.frombuffer(raw[2], np.uint8).astype(np.int16).reshape(-1, 48))
+
+    def near(self, one: Indexes, other: Indexes, bits: int) -> npt.NDArray[np.bool_]:
+        """Tell for index pairs [P] whether both checks call them copies."""
+        result = np.bitwise_count(self.coarse[one] ^ self.coarse[other]) <= bits
+        left = np.flatnonzero(result)
+        result[left] = np.bitwise_count(self.fine[one[left]] ^ self.fine[other[left]]).sum(1) <= MAX_FINE_BITS
+        left = np.flatnonzero(result)
+        result[left] = np.abs(self.thumb[one[left]] - self.thumb[other[left]]).max(1, initial=0) <= MAX_THUMB
+        return result
+
+
+def near_pairs(hashes: Hashes, bits: int) -> tuple[Indexes, Indexes]:
+    """Return all near pairs as (better, worse), ordered by the better one, then the worse."""
+    found: list[npt.NDArray[np.int64]] = []
+    for first, second in itertools.combinations(range(len(BLOCKS)), 2):
+        keys = _block(hashes.coarse, first) << np.uint64(16) | _block(hashes.coarse, second)
+        order = np.argsort(keys, kind="stable").astype(np.int64)
+        for one, other in _candidates(keys[order], order):
+            near = hashes.near(one, other, bits)
+            if near.any():
+                found.append(np.stack([np.minimum(one, other)[near], np.maximum(one, other)[near]], 1))
+    if not found:
+        return np.zeros(0, np.int64), np.zeros(0, np.int64)
+    pairs = np.unique(np.concatenate(found), axis=0)
+    return pairs[:, 0], pairs[:, 1]
+
+
+def _block(hashes: npt.NDArray[np.uint64], number: int) -> npt.NDArray[np.uint64]:
+    shift = np.uint64(sum(BLOCKS[:number]))
+    return (hashes >> shift) & np.uint64((1 << BLOCKS[number]) - 1)
+
+
+def _candidates(keys: npt.NDArray[np.uint64], order: Indexes) -> list[tuple[Indexes, Indexes]]:
+    """Return index pairs that share a key; `order` is ascending inside each run of equal keys."""
+    starts = np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1]])) if len(keys) else np.zeros(0, np.int64)
+    lengths = np.diff(np.append(starts, len(keys)))
+    batches: list[tuple[Indexes, Indexes]] = []
+    left = np.repeat(np.where(lengths <= MAX_BUCKET, lengths, 0), lengths)  # rows after this one in its run
+    left = left - (np.arange(len(keys)) - np.repeat(starts, lengths))
+    live = np.flatnonzero(left > 1)
+    step = 1
+    while len(live):
+        batches.append((order[live], order[live + step]))
+        step += 1
+        live = live[left[live] > step]
+    for start, length in zip(starts, lengths, strict=True):
+        if length > MAX_BUCKET:
+            run = order[start : start + length]
+            for best in np.array_split(run[:MAX_BUCKET], max(1, MAX_BUCKET * int(length) // CROSS_ROWS)):
+                one, other = np.repeat(best, length), np.tile(run, len(best))
+                batches.append((one[one < other], other[one < other]))
+    return batches

@@ -1,0 +1,77 @@
+"""The third stage of scoring: the models' towers on what `measure_chunk` cut, one commit a group and chunk."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from sightloom.data.ledger import commit
+from sightloom.data.scoring import Row, ScorePlan, problem_of, to_row, to_table
+from sightloom.data.signals.clip import ClipModel, ClipSpec
+from sightloom.errors import SightloomError
+
+
+class Embed:
+    """An actor that holds the models on one device."""
+
+    def __init__(self, plan: ScorePlan, specs: tuple[ClipSpec, ...], device: str, threads: int) -> None:
+        torch.set_num_threads(threads)
+        self.plan = plan
+        self.models = [ClipModel(spec, device) for spec in specs]
+        self.embeddings = [spec.scorer.embeddings for spec in specs]
+
+    def __call__(self, row: Row) -> Row:
+        return embed_chunk(row, self.plan, self.models, self.embeddings)
+
+
+def embed_chunk(row: Row, plan: ScorePlan, models: Sequence[Any], keep_embeddings: Sequence[bool]) -> Row:
+    """Score a chunk by every model that misses it and commit one group each.
+
+    Args:
+        row: what `measure_chunk` returned.
+        plan: the groups, in the order of `models`.
+        models: `signals.clip.ClipModel`s.
+        keep_embeddings: for each model, whether its image features are stored.
+    """
+    header = json.loads(row["header"])
+    scored = [number - 1 for number in header.get("missing", ()) if number > 0]
+    if "problem" in header or not scored:
+        return {"header": row["header"], "payload": b""}
+    table = to_table(row["payload"])
+    rows_n, kinds = table.column("row").to_numpy(), table.column("kind").to_pylist()
+    texts = table.column("text").to_pylist()
+    try:
+        for number in scored:
+            spec = plan.crops[plan.crop_of[number]]
+            column = table.column(f"crop_{plan.crop_of[number]}").combine_chunks()
+            crops = _pixels(column, table.num_rows, spec.side)
+            wanted = [place for place, kind in enumerate(kinds) if kind in plan.clip_kinds[number]]
+            result = models[number].score(crops[wanted], [texts[place] for place in wanted])
+            group = plan.clips[number]
+            scores: list[float | None] = [None] * header["rows"]
+            features: list[bytes | None] = [None] * header["rows"]
+            for place, cosine, image_D in zip(wanted, result.cosine_N, result.image_ND, strict=True):
+                scores[rows_n[place]] = float(cosine)
+                features[rows_n[place]] = image_D.tobytes()
+            columns = {group.name: pa.array(scores, pa.float32())}
+            if keep_embeddings[number]:
+                columns[f"emb_{group.name}"] = pa.array(features, pa.binary())
+            facts = {"auc_rolled": result.auc_rolled, "scored": len(wanted)}
+            commit(group, header["chunk"], header["last"], pa.table(columns), facts)
+    except SightloomError as error:
+        return to_row({**header, **problem_of(error)})
+    return to_row(header)
+
+
+def _pixels(column: pa.Array, rows: int, side: int) -> np.ndarray[Any, Any]:
+    """View a fixed-size binary column as uint8 [rows, side, side, 3]."""
+    if not rows:
+        return np.zeros((0, side, side, 3), np.uint8)
+    size = side * side * 3
+    flat = np.frombuffer(column.buffers()[1], np.uint8)[column.offset * size : (column.offset + rows) * size]
+    return flat.reshape(rows, side, side, 3)

@@ -1,0 +1,134 @@
+"""The commit ledger of scoring: what no commit names does not exist.
+
+A chunk's fragment is written under a name of its own, then a create-only commit names it. Of two writers one wins and
+the other finds `Already`; a fragment without a commit is never read.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import uuid
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sightloom import storage
+from sightloom.config import canonical_json, digest
+from sightloom.errors import SightloomError, UserMistake
+
+_COMMIT = re.compile(r"([0-9a-f]{16})-(\d{5})(\.last)?\.json$")
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """One group of columns: its folder is named by what decides their content."""
+
+    name: str
+    fingerprint: str
+    folder: str
+
+    @classmethod
+    def make(cls, out: str, name: str, config: dict[str, Any]) -> Group:
+        """Name a group below OUT/scores by its configuration."""
+        fingerprint = digest({"group": name, **config})[:12]
+        return cls(name, fingerprint, storage.join(out, "scores", f"{name}-{fingerprint}"))
+
+    def describe(self, config: dict[str, Any], columns: dict[str, str]) -> None:
+        """Write group.json once."""
+        content = {"group": self.name, "config": config, "columns": columns}
+        storage.create(storage.join(self.folder, "group.json"), canonical_json(content))
+
+
+@dataclass(frozen=True, slots=True)
+class FileState:
+    """The committed chunks of one file in one group."""
+
+    chunks: frozenset[int]
+    last: int | None
+
+    @property
+    def complete(self) -> bool:
+        """Whether the last chunk and all before it are there."""
+        return self.last is not None and len(self.chunks) == self.last + 1
+
+
+NOTHING = FileState(frozenset(), None)
+
+
+def committed(group: Group) -> dict[str, FileState]:
+    """Return the state of every file that has commits in a group."""
+    chunks: dict[str, set[int]] = {}
+    last: dict[str, int] = {}
+    for name in list_names(storage.join(group.folder, "commit")):
+        match = _COMMIT.search(name)
+        if match:
+            chunks.setdefault(match[1], set()).add(int(match[2]))
+            if match[3]:
+                last[match[1]] = int(match[2])
+    return {file_id: FileState(frozenset(found), last.get(file_id)) for file_id, found in chunks.items()}
+
+
+def list_names(folder: str) -> list[str]:
+    """Return the names in a folder; none where there is no folder yet."""
+    if not storage.exists(folder):
+        return []
+    try:
+        return [info.uri.rsplit("/", 1)[-1] for info in storage.listing(folder)]
+    except UserMistake:
+        return []  # an empty folder
+
+
+def commit(group: Group, chunk_id: str, is_last: bool, table: pa.Table, facts: dict[str, Any]) -> bool:
+    """Write a fragment and name it by a commit.
+
+    Args:
+        group: where.
+        chunk_id: `<file id>-<k>`.
+        is_last: whether it is its file's last chunk.
+        table: one row a record, in source order.
+        facts: what else the commit says (status counts, source).
+
+    Returns:
+        False when another writer had committed the chunk before; what is there counts.
+    """
+    attempt = uuid.uuid4().hex[:8]
+    fragment = f"data/{chunk_id}-{attempt}.parquet"
+    data = parquet_bytes(table)
+    storage.write(storage.join(group.folder, fragment), data)
+    record = {
+        "chunk": chunk_id,
+        "group": group.name,
+        "fragment": fragment,
+        "bytes": len(data),
+        "rows": table.num_rows,
+        "last": is_last,
+        "attempt": attempt,
+        **facts,
+    }
+    path = storage.join(group.folder, "commit", chunk_id + (".last.json" if is_last else ".json"))
+    if storage.create(path, canonical_json(record)):
+        return True
+    winner: dict[str, Any] = storage.read_json(path)
+    return winner["attempt"] == attempt  # only the first answer was lost
+
+
+def read_chunk(group: Group, chunk_id: str, is_last: bool) -> tuple[pa.Table, dict[str, Any]]:
+    """Return a committed chunk's fragment and its commit; SightloomError if the fragment is gone or cut."""
+    path = storage.join(group.folder, "commit", chunk_id + (".last.json" if is_last else ".json"))
+    record: dict[str, Any] = json.loads(storage.read_bytes(path))
+    uri = storage.join(group.folder, record["fragment"])
+    data = storage.read_bytes(uri)
+    if len(data) != record["bytes"]:
+        raise SightloomError(f"'{uri}' has {len(data)} bytes, its commit says {record['bytes']}", f"delete '{path}'")
+    return pq.read_table(io.BytesIO(data)), record
+
+
+def parquet_bytes(table: pa.Table) -> bytes:
+    """Return a table as parquet; equal tables give equal bytes."""
+    sink = io.BytesIO()
+    pq.write_table(table, sink, compression="zstd", store_schema=True)
+    return sink.getvalue()

@@ -1,0 +1,165 @@
+"""Everything that can be refused before work begins: addresses, files, scorers, expressions, an existing result."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sightloom import storage
+from sightloom.config import digest, flatten
+from sightloom.data.ledger import Group
+from sightloom.data.measure import COLUMNS, VERSION
+from sightloom.data.recipe import KeptType, Recipe, Source, UrlSource, jsonable
+from sightloom.data.scoring import ScorePlan
+from sightloom.data.select.choose import Compiled, compile_selection
+from sightloom.data.shards.manifest import Manifest, read_manifest
+from sightloom.data.signals.clip import LOCAL, ClipSpec, resolve
+from sightloom.data.sources.chunks import SourceFile, list_files
+from sightloom.errors import UserMistake
+
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A recipe with everything looked up."""
+
+    recipe: Recipe
+    identity: dict[str, Any]
+    specs: tuple[ClipSpec, ...]
+    plan: ScorePlan
+    selection: Compiled
+
+    @property
+    def shard_folder(self) -> str:
+        """Where the shards go."""
+        return storage.join(self.recipe.out, "shards", self.recipe.name)
+
+    @property
+    def columns_of_scores(self) -> tuple[str, ...]:
+        """The scorers' columns."""
+        return tuple(spec.column for spec in self.specs)
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """The type of every column there will be, by name."""
+        types = {name: str(kind) for name, (kind, _) in COLUMNS.items()} | {"text_count": "int32"}
+        types |= {f"src_{name}": kind for name, kind in self.plan.keep_fields.items()}
+        return types | {spec.column: "float" for spec in self.specs}
+
+
+def prepare(recipe: Recipe, replace: bool) -> Prepared:
+    """Check a recipe against the world; UserMistake says what is wrong.
+
+    Args:
+        recipe: as given.
+        replace: whether shards of another recipe under the same name may be replaced.
+    """
+    recipe = _absolute(recipe)
+    storage.ensure_writable(recipe.out)
+    identity = recipe_identity(recipe)
+    specs = tuple(resolve(scorer) for scorer in recipe.score.clip)
+    keep: dict[str, KeptType] = {}
+    for source in recipe.source:
+        keep |= source.keep_fields
+    base_config: dict[str, Any] = {
+        "version": VERSION,
+        "decode": recipe.score.decode.model_dump(mode="json"),
+        "keep_fields": dict(sorted(keep.items())),
+    }
+    base = Group.make(recipe.out, "base", base_config)
+    clips = tuple(Group.make(recipe.out, spec.column, spec.identity()) for spec in specs)
+    crops = tuple(dict.fromkeys(spec.crop for spec in specs))
+    plan = ScorePlan(
+        base,
+        clips,
+        tuple(spec.scorer.kinds for spec in specs),
+        tuple(crops.index(spec.crop) for spec in specs),
+        crops,
+        recipe.score.decode,
+        keep,
+    )
+    prepared = Prepared(recipe, identity, specs, plan, compile_selection(recipe.select, list(_columns(keep, specs))))
+    preferred = recipe.dedup.prefer
+    if preferred is not None and preferred not in prepared.columns:
+        raise UserMistake(f"dedup.prefer names no column '{preferred}'", f"have: {', '.join(sorted(prepared.columns))}")
+    if not replace:
+        refuse_other(prepared, None)
+    base.describe(base_config, {name: str(kind) for name, (kind, _) in COLUMNS.items()})
+    for group, spec in zip(clips, specs, strict=True):
+        group.describe(spec.identity(), {spec.column: "float"})
+    return prepared
+
+
+def _columns(keep: dict[str, KeptType], specs: tuple[ClipSpec, ...]) -> list[str]:
+    return [*COLUMNS, "text_count", *(f"src_{name}" for name in keep), *(spec.column for spec in specs)]
+
+
+def recipe_identity(recipe: Recipe) -> dict[str, Any]:
+    """Return the part of a recipe that decides the shards: no workers, no output folder, no report."""
+    identity = jsonable(recipe)
+    for name in ("out", "report", "fit"):
+        identity.pop(name)
+    for name in ("workers", "max_failed"):
+        identity["score"].pop(name)
+    return identity
+
+
+def refuse_other(prepared: Prepared, plan_fingerprint: str | None) -> Manifest | None:
+    """Return the finished manifest of this very recipe, None if there is none; UserMistake if it is another's.
+
+    Args:
+        prepared: the recipe.
+        plan_fingerprint: of this run's plan once it is known; before, only the recipes are compared.
+    """
+    uri = storage.join(prepared.shard_folder, MANIFEST)
+    if not storage.exists(uri):
+        return None
+    manifest = read_manifest(uri)
+    where = f"the shards at '{prepared.shard_folder}' were made"
+    todo = "choose another name, or give --replace"
+    before, now = flatten(manifest.recipe), flatten(prepared.identity)
+    changed = [
+        f"{key} {before.get(key, 'absent')} -> {now.get(key, 'absent')}"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key)
+    ]
+    if changed:
+        raise UserMistake(f"{where} by another recipe: {'; '.join(changed[:8])}", todo)
+    if plan_fingerprint is not None and manifest.fingerprints.get("plan") != plan_fingerprint:
+        raise UserMistake(f"{where} from other input: source files or scorer weights changed since", todo)
+    return manifest
+
+
+def source_files(recipe: Recipe) -> list[list[SourceFile]]:
+    """List the files of each source that is not a list of URLs (those are staged first)."""
+    return [[] if isinstance(s, UrlSource) else list_files(s, recipe.score.chunk_rows) for s in recipe.source]
+
+
+def describe_source(source: Source, files: list[SourceFile]) -> dict[str, Any]:
+    """Return a source's line in the manifest."""
+    listing = [[file.uri, file.size, file.version] for file in files]
+    return {
+        "kind": source.kind,
+        "uri": source.uri,
+        "files": len(files),
+        "bytes": sum(file.size for file in files),
+        "listing_sha256": digest(listing),
+    }
+
+
+def _absolute(recipe: Recipe) -> Recipe:
+    """Make local addresses absolute: workers have other working folders."""
+    data = recipe.model_dump()
+    data["out"] = _path(data["out"])
+    for source in data["source"]:
+        source["uri"] = _path(source["uri"])
+    for scorer in data["score"]["clip"]:
+        if scorer["model"].startswith(LOCAL):
+            scorer["model"] = LOCAL + _path(scorer["model"].removeprefix(LOCAL))
+    return Recipe.model_validate(data)
+
+
+def _path(uri: str) -> str:
+    return str(Path(storage.local_path(uri)).absolute()) if storage.is_local(uri) else uri

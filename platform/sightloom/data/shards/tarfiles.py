@@ -1,0 +1,60 @@
+"""Writing tars that are equal byte for byte whenever their content is: USTAR, no names, no times."""
+
+from __future__ import annotations
+
+import hashlib
+import tarfile
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+
+BLOCK = 512
+RECORD = 10_240
+
+
+def header(name: str, size: int) -> bytes:
+    """Return a USTAR header: mode 0644, owner 0, time 0."""
+    info = tarfile.TarInfo(name)
+    info.size, info.mode, info.mtime = size, 0o644, 0
+    return info.tobuf(tarfile.USTAR_FORMAT, "utf-8", "strict")
+
+
+class TarWriter:
+    """Writes samples one after another and remembers where each begins."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.offsets: list[int] = [0]
+        self.digest = hashlib.sha256()
+        self._file = open(path, "xb")  # noqa: SIM115 - closed by __exit__
+
+    def __enter__(self) -> TarWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            end = self.offsets[-1]
+            self._write(bytes((end + 2 * BLOCK + RECORD - 1) // RECORD * RECORD - end))
+        self._file.close()
+
+    def add(self, key: str, members: list[tuple[str, bytes]]) -> tuple[int, int]:
+        """Write one sample's members, given as (extension, content); return its offset and size."""
+        parts = []
+        for extension, data in members:
+            parts += [header(f"{key}.{extension}", len(data)), data, bytes(-len(data) % BLOCK)]
+        sample = b"".join(parts)
+        offset = self.offsets[-1]
+        self._write(sample)
+        self.offsets.append(offset + len(sample))
+        return offset, len(sample)
+
+    def index(self) -> bytes:
+        """Return the index: little-endian uint64 offsets of the samples, then the last one's end."""
+        return np.asarray(self.offsets, "<u8").tobytes()
+
+    def _write(self, data: bytes) -> None:
+        self._file.write(data)
+        self.digest.update(data)

@@ -1,0 +1,119 @@
+"""Reading tars that anyone may have made, in one pass, with byte offsets, opening nothing that is not asked for.
+
+Python's `tarfile` ends silently at a broken header in the middle of a file; here every end but the trailer is an error.
+"""
+
+from __future__ import annotations
+
+import tarfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import BinaryIO
+
+BLOCK = 512
+SKIP_BYTES = 1 << 20
+MAX_EXTENSION = 1 << 20  # of a long name or PAX header
+SAFE_TYPES = (tarfile.REGTYPE, tarfile.AREGTYPE)
+
+
+class BrokenTar(Exception):
+    """The tar ends early or holds something that is no header; `offset` is where."""
+
+    def __init__(self, offset: int, reason: str) -> None:
+        super().__init__(f"{reason} at byte {offset}")
+        self.offset = offset
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One member; `offset` is that of its first header, `end` that of what follows it. `data` is None if not wanted."""
+
+    name: str
+    offset: int
+    end: int
+    size: int
+    regular: bool
+    folder: bool
+    data: bytes | None
+
+
+def read_members(stream: BinaryIO, wanted: Callable[[str, int], bool], is_range: bool = False) -> Iterator[Member]:
+    """Yield the members of a tar stream in order.
+
+    Args:
+        stream: positioned at the start of a tar, or of a sample inside one (`is_range`: there is no trailer).
+        wanted: (name, size) -> whether to read the content.
+
+    Raises:
+        BrokenTar: the file is no tar or ends before its trailer (a cut between two members shows only there).
+    """
+    position = 0
+    start: int | None = None
+    long_name: str | None = None
+    while True:
+        header = stream.read(BLOCK)
+        if not header and start is None and is_range:
+            return
+        if header == bytes(BLOCK):
+            return
+        try:
+            info = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
+        except tarfile.HeaderError as error:
+            raise BrokenTar(position, str(error)) from error
+        start = position if start is None else start
+        position += BLOCK
+        padded = (info.size + BLOCK - 1) // BLOCK * BLOCK
+        if info.type in (tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE, tarfile.GNUTYPE_LONGLINK, tarfile.XGLTYPE):
+            if info.size > MAX_EXTENSION:
+                raise BrokenTar(start, f"a header extension of {info.size} bytes")
+            content = _exactly(stream, padded, position)[: info.size]
+            long_name = _extended_name(info.type, content) or long_name
+            position += padded
+            continue
+        name = long_name or info.name
+        keep = info.type in SAFE_TYPES and wanted(name, info.size)
+        data: bytes | None = None
+        if keep:
+            data = _exactly(stream, padded, position)[: info.size]
+        else:
+            _skip(stream, padded, position)
+        position += padded
+        yield Member(name, start, position, info.size, info.type in SAFE_TYPES, info.isdir(), data)
+        start, long_name = None, None
+
+
+def _extended_name(kind: bytes, content: bytes) -> str | None:
+    """Return the member's name out of a GNU long name or a PAX header."""
+    if kind == tarfile.GNUTYPE_LONGNAME:
+        return content.rstrip(b"\0").decode("utf-8", "surrogateescape")
+    if kind != tarfile.XHDTYPE:
+        return None
+    position = 0
+    while position < len(content):
+        digits, _, _ = content[position:].partition(b" ")
+        if not digits.isdigit() or int(digits) <= len(digits):
+            return None
+        line = content[position + len(digits) + 1 : position + int(digits) - 1]
+        key, _, value = line.partition(b"=")
+        if key == b"path":
+            return value.decode("utf-8", "surrogateescape")
+        position += int(digits)
+    return None
+
+
+def _exactly(stream: BinaryIO, count: int, position: int) -> bytes:
+    parts = []
+    missing = count
+    while missing:
+        part = stream.read(missing)
+        if not part:
+            raise BrokenTar(position + count - missing, "the file ends inside a member")
+        parts.append(part)
+        missing -= len(part)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def _skip(stream: BinaryIO, count: int, position: int) -> None:
+    done = 0
+    while done < count:
+        done += len(_exactly(stream, min(SKIP_BYTES, count - done), position + done))
