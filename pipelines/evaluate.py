@@ -1,0 +1,9 @@
+"""`python pipelines/evaluate.py SUITE --checkpoint DIR --manifest M --json`: the verb evaluate, as a job's entrypoint."""
+
+import sys
+
+from sightloom.cli import main
+
+if __name__ == "__main__":
+    sys.argv[1:1] = ["evaluate"]
+    main()
