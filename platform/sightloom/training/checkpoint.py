@@ -1,0 +1,61 @@
+"""A running stage on disk: weights, optimizer, place in the data and step, independent of the number of workers."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+_FILE: Final = "state.pt"
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """Where a stage stands: `step` optimizer steps are done; `objective` is its objective's own state."""
+
+    step: int
+    objective: dict[str, Any]
+    skipped: int = 0
+
+
+def save(
+    folder: Path, digest: str, model: torch.nn.Module, optimizer: torch.optim.Optimizer, position: Position
+) -> None:
+    """Write all that the next step depends on; the file `<digest>.stage` says whose it is."""
+    state = {
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "step": position.step,
+        "objective": position.objective,
+        "skipped": position.skipped,
+    }
+    torch.save(state, folder / _FILE)
+    (folder / f"{digest}.stage").write_text(str(position.step))
+
+
+def restore(folder: Path, digest: str, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Position | None:
+    """Load a checkpoint of this very stage; None where the folder holds another stage's."""
+    if not (folder / f"{digest}.stage").is_file():
+        return None
+    state = torch.load(folder / _FILE, weights_only=True)
+    model.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    return Position(state["step"], state["objective"], state["skipped"])
+
+
+class Clock:
+    """Decides at which steps a checkpoint is due; rank 0's clock decides for all."""
+
+    def __init__(self, every_minutes: float, every_steps: int | None, now: Callable[[], float]) -> None:
+        self._seconds, self._steps, self._now = every_minutes * 60, every_steps, now
+        self._last = now()
+
+    def due(self, step: int) -> bool:
+        """Whether to save after `step` steps; saying yes starts the next interval."""
+        if self._steps is not None:
+            return step % self._steps == 0
+        if self._now() - self._last < self._seconds:
+            return False
+        self._last = self._now()
+        return True

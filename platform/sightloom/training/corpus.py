@@ -1,0 +1,128 @@
+"""The samples of a run: manifests with their length indexes as one numbered list of rows, and what a stage draws on."""
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from PIL import Image
+
+from sightloom.data.select.expressions import compile_expression
+from sightloom.data.shards.heldout import heldout_mask
+from sightloom.data.shards.manifest import Manifest, read_manifest
+from sightloom.data.shards.reader import Sample, SampleReader, read_table
+from sightloom.errors import UserMistake
+from sightloom.training.curriculum import Stage
+from sightloom.training.index import LengthIndex, read_index
+from sightloom.training.order import OrderSource, Rows
+
+
+@dataclass(frozen=True, slots=True)
+class Picked:
+    """A sample with its picture decoded."""
+
+    row: int
+    sample: Sample
+    image: Image.Image | None
+
+
+class Corpus:
+    """All rows of a run's manifests, one after the other.
+
+    Args:
+        parts: (address of a manifest, path of its length index), the run's own manifest first.
+        heldout: share of pictures that never train.
+    """
+
+    def __init__(self, parts: Sequence[tuple[str, str]], heldout: float) -> None:
+        self._manifests: list[Manifest] = [read_manifest(uri) for uri, _ in parts]
+        self._numbers = {uri: number for number, (uri, _) in enumerate(parts)}
+        indexes: list[LengthIndex] = [read_index(path) for _, path in parts]
+        self._starts = np.cumsum([0, *(len(index) for index in indexes)])
+        self._readers = [SampleReader(manifest) for manifest in self._manifests]
+        self._tables = [read_table(manifest) for manifest in self._manifests]
+        self._held = [heldout_mask(table, heldout) for table in self._tables]
+        self.shard = np.concatenate([index.shard for index in indexes])
+        self.offset = np.concatenate([index.offset for index in indexes])
+        self.size = np.concatenate([index.size for index in indexes])
+        self.direct = np.concatenate([index.direct for index in indexes])
+        self.thinking = np.concatenate([index.thinking for index in indexes])
+        self.patches = np.concatenate([index.patches for index in indexes])
+
+    def select(self, where: str | None, manifest: str | None = None, held_out: bool = False) -> Rows:
+        """Rows that an expression over the shard tables' columns chooses, without (or only) the held-out pictures.
+
+        Raises:
+            UserMistake: the expression does not compile.
+        """
+        number = self._numbers[manifest] if manifest is not None else 0
+        table, held = self._tables[number], self._held[number]
+        chosen = held if held_out else ~held
+        if where:
+            mask = compile_expression(where, table.column_names).mask(table)
+            chosen = chosen & np.asarray(mask).astype(bool)
+        return np.flatnonzero(chosen).astype(np.int64) + int(self._starts[number])
+
+    def column(self, name: str, rows: Rows) -> list[Any]:
+        """Values of a shard-table column, by row."""
+        whole = pa.chunked_array([chunk for table in self._tables for chunk in table.column(name).chunks])
+        return list(whole.take(pa.array(rows)).to_pylist())
+
+    def domains(self, rows: Rows) -> npt.NDArray[np.str_]:
+        """The domain of each row."""
+        return np.asarray(self.column("domain", rows), dtype=np.str_)
+
+    def pick(self, row: int) -> Picked:
+        """Read one sample and decode its picture; raises OSError or ValueError on a picture that cannot be read."""
+        number = int(self._part_of(np.array([row]))[0])
+        sample = self._readers[number].read(int(self.shard[row]), int(self.offset[row]), int(self.size[row]))
+        if sample.image is None:
+            return Picked(row, sample, None)
+        with Image.open(io.BytesIO(sample.image)) as opened:
+            return Picked(row, sample, opened.convert("RGB"))
+
+    def sources(self, stage: Stage) -> list[OrderSource]:
+        """The stage's mixture as sources of the order; `by: domain` becomes one source a domain.
+
+        Raises:
+            UserMistake: a source holds no sample that fits, or its expression does not compile.
+        """
+        sources = []
+        lengths = self.lengths(stage)
+        for name, source in sorted(stage.mix.items()):
+            rows = self._usable(self.select(source.where, source.manifest), stage)
+            fits = (lengths[rows] <= stage.batch.max_tokens) & (self.patches[rows] <= stage.batch.max_patches)
+            rows = rows[fits]
+            if len(rows) == 0:
+                raise UserMistake(
+                    f"stage '{stage.name}', mix.{name}: no sample to train on is left, {int((~fits).sum())} are too long",
+                    f"look at its `where` ({source.where or 'none'}) and at batch.max_tokens",
+                )
+            domains = self.domains(rows) if source.by == "domain" else np.full(len(rows), "", dtype=np.str_)
+            kinds = sorted(set(domains.tolist()))
+            for domain in kinds:
+                part = rows[domains == domain]
+                label = f"{name}/{domain}" if domain else name
+                shards = self.shard[part].astype(np.int64) + (self._part_of(part) << 32)
+                sources.append(OrderSource(label, source.weight / len(kinds), part, shards))
+        return sources
+
+    def _usable(self, rows: Rows, stage: Stage) -> Rows:
+        """Rows to learn from: pairs for align, prompts with an answer for rl, else all with a turn of the model."""
+        kinds, turns, answers = (np.array(self.column(name, rows)) for name in ("kind", "turns", "answer_kind"))
+        if stage.objective.kind == "align":
+            return rows[kinds == "pair"]
+        if stage.objective.kind == "rl":
+            return rows[answers != None]  # noqa: E711  elementwise
+        return rows[(kinds == "pair") | (turns.astype(np.float64) > 0)]
+
+    def lengths(self, stage: Stage) -> npt.NDArray[np.int32]:
+        """Tokens of every row in the stage's rendering."""
+        reasoning = stage.objective.kind == "sft" and stage.objective.reasoning
+        return self.thinking if reasoning else self.direct
+
+    def _part_of(self, rows: Rows) -> Rows:
+        return np.searchsorted(self._starts, rows, side="right").astype(np.int64) - 1

@@ -1,0 +1,315 @@
+"""The curriculum file: stages, objectives, mixtures, rates and gates, validated once (training.md §3)."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Final, Literal, get_args
+
+from pydantic import Field, field_validator, model_validator
+
+from sightloom.config import Frozen
+
+StageKind = Literal["align", "instruct", "reason", "specialize"]
+STAGE_ORDER: Final[tuple[str, ...]] = get_args(StageKind)
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+Rate = Annotated[float, Field(gt=0)] | Literal["frozen"]
+
+
+class Run(Frozen):
+    """What the run is called; every draw of it comes from the seed."""
+
+    name: str = Field(min_length=1, pattern=r"^[\w.-]+$")
+    seed: int = 17
+
+
+class Model(Frozen):
+    """Where the first stage starts: a preset built from scratch, or a pretrained folder, hub id or URI."""
+
+    preset: str | None = None
+    pretrained: str | None = None
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> "Model":
+        if (self.preset is None) == (self.pretrained is None):
+            raise ValueError("give either preset or pretrained")
+        return self
+
+
+class Data(Frozen):
+    """The shards; the share `heldout` of their pictures never trains, at most `heldout_max` rows a domain are asked."""
+
+    manifest: str
+    heldout: Share = 0.02
+    heldout_max: Count = 300
+
+
+class RayOptions(Frozen):
+    """Workers on the cluster (0: in the driver's own process, without Ray), each with so many threads."""
+
+    workers: Annotated[int, Field(ge=0)] = 1
+    threads: Count = 1
+    max_failures: Annotated[int, Field(ge=0)] = 8
+
+
+class CheckpointOptions(Frozen):
+    """How often a running stage is saved and how many of its checkpoints stay."""
+
+    every_minutes: Positive = 10
+    every_steps: Count | None = None
+    keep: Count = 2
+
+
+class TrackingOptions(Frozen):
+    """The MLflow store; without `uri` a sqlite file in the output folder."""
+
+    uri: str | None = None
+    experiment: str = "sightloom"
+
+
+class Batch(Frozen):
+    """One optimizer step: `packs` packs of at most `max_tokens` tokens and `max_patches` patches each."""
+
+    packs: Count = 4
+    max_tokens: Count = 1024
+    max_patches: Count = 4096
+    window: Count = 4096
+
+
+class Optim(Frozen):
+    """AdamW and its schedule; `warmup` and `floor` are shares of the steps and of the rate."""
+
+    betas: tuple[Share, Share] = (0.9, 0.95)
+    weight_decay: Annotated[float, Field(ge=0)] = 0.05
+    warmup: Share = 0.03
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    floor: Share = 0.1
+    clip: Positive = 1.0
+
+
+class Source(Frozen):
+    """One source of the mixture; `by: domain` splits its weight evenly over the domains that it holds."""
+
+    weight: Annotated[float, Field(gt=0, le=1)]
+    where: str | None = None
+    by: Literal["domain"] | None = None
+    manifest: str | None = None
+
+
+class Rates(Frozen):
+    """A learning rate for each part of the model, or `frozen`."""
+
+    vision: Rate = "frozen"
+    fusion: Rate = "frozen"
+    decoder: Rate = "frozen"
+    head: Rate = "frozen"
+
+    @model_validator(mode="after")
+    def _something_trains(self) -> "Rates":
+        if set(self.by_group().values()) == {None}:
+            raise ValueError("everything is frozen: give at least one part a learning rate")
+        return self
+
+    def by_group(self) -> dict[str, float | None]:
+        """Learning rate per module group, None where it is frozen."""
+        values = {name: getattr(self, name) for name in ("vision", "fusion", "decoder", "head")}
+        return {name: None if value == "frozen" else float(value) for name, value in values.items()}
+
+
+class AlignObjective(Frozen):
+    """Contrastive alignment across all workers plus captioning."""
+
+    kind: Literal["align"]
+    contrastive: Literal["siglip", "clip"] = "siglip"
+    weight: Annotated[float, Field(ge=0)] = 0.5
+    caption_weight: Annotated[float, Field(ge=0)] = 1.0
+
+
+class SftObjective(Frozen):
+    """Supervised fine-tuning on conversations.
+
+    `reasoning: false` leaves worked steps out (direct answers); with true they are rendered, and the share
+    `empty_think_share` of the documents answers directly after an empty, closed block.
+    """
+
+    kind: Literal["sft"]
+    turns: Literal["all", "last"] = "all"
+    reasoning: bool = False
+    empty_think_share: Share = 0.0
+
+
+class Advantage(Frozen):
+    """How rewards become advantages (training.md §6)."""
+
+    name: Literal["g2rpo", "grpo", "dr_grpo", "rloo"] = "g2rpo"
+    unit_variance: bool = False
+
+
+class PolicyLoss(Frozen):
+    """The policy loss and how its tokens are aggregated."""
+
+    name: Literal["clip"] = "clip"
+    aggregate: Literal["token", "sequence", "constant"] = "token"
+    clip: tuple[Positive, Positive] = (0.2, 0.3)
+    dual_clip: Positive | None = 3.0
+    tis_cap: Positive = 2.0
+
+
+class Rewards(Frozen):
+    """Weights of the reward's parts."""
+
+    accuracy: Share = 0.8
+    format: Share = 0.1
+    length: Share = 0.1
+
+
+class RolloutOptions(Frozen):
+    """A step samples `prompts` groups of `n` responses; groups with mean accuracy outside `keep` are replaced."""
+
+    engine: Literal["transformers"] = "transformers"
+    prompts: Count = 8
+    n: Annotated[int, Field(ge=2)] = 8
+    temperature: Positive = 1.0
+    max_new_tokens: Count = 96
+    keep: tuple[Share, Share] = (0.01, 0.99)
+    rounds: Count = 3
+
+
+class RlObjective(Frozen):
+    """Policy optimisation on verifiable rewards; `length` holds Lmin, Llow, Lhigh, Lmax in tokens per task."""
+
+    kind: Literal["rl"]
+    advantage: Advantage = Advantage()
+    loss: PolicyLoss = PolicyLoss()
+    rewards: Rewards = Rewards()
+    length: dict[str, tuple[int, int, int, int]] = Field(default_factory=lambda: {"default": (0, 8, 64, 96)})
+    rollout: RolloutOptions = RolloutOptions()
+
+    @field_validator("length")
+    @classmethod
+    def _has_default(cls, value: dict[str, tuple[int, int, int, int]]) -> dict[str, tuple[int, int, int, int]]:
+        for task, bounds in value.items():
+            if list(bounds) != sorted(bounds):
+                raise ValueError(f"length.{task}: Lmin, Llow, Lhigh, Lmax must rise")
+        if "default" not in value:
+            raise ValueError("length needs the key 'default'")
+        return value
+
+
+Objective = Annotated[AlignObjective | SftObjective | RlObjective, Field(discriminator="kind")]
+
+
+class Rule(Frozen):
+    """One gate on a metric of the stage's evaluation; `init` is the model that the stage started from.
+
+    `eval/*/accuracy` stands for every domain.
+    """
+
+    metric: str
+    min: float | None = None
+    max: float | None = None
+    above: Literal["init"] | None = None
+    below: Literal["init"] | None = None
+    not_below: Literal["init"] | None = None
+    by: float = 0.0
+    margin: float = 0.0
+
+    @model_validator(mode="after")
+    def _one_condition(self) -> "Rule":
+        given = [name for name in ("min", "max", "above", "below", "not_below") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"rule on {self.metric}: give exactly one of min, max, above, below, not_below")
+        return self
+
+
+class EvaluateOptions(Frozen):
+    """How the stage's model is asked: `thinking` null leaves the block out; at most `per_domain` rows a domain."""
+
+    per_domain: Count = 60
+    max_new_tokens: Count = 96
+    thinking: bool | None = None
+    batch: Count = 64
+
+
+class Stage(Frozen):
+    """One stage; what `defaults` says holds where the stage says nothing."""
+
+    name: str = Field(pattern=r"^[\w-]+$")
+    stage: StageKind
+    steps: Count
+    objective: Objective
+    mix: dict[str, Source] = Field(min_length=1)
+    train: Rates
+    batch: Batch
+    optim: Optim
+    evaluate: EvaluateOptions
+    promote_if: tuple[Rule, ...] = ()
+    init: str | None = None
+
+    @field_validator("mix")
+    @classmethod
+    def _weights_sum_to_one(cls, value: dict[str, Source]) -> dict[str, Source]:
+        total = sum(source.weight for source in value.values())
+        if abs(total - 1) > 1e-6:
+            raise ValueError(f"the weights must sum to 1, they sum to {total:g}")
+        return value
+
+
+class Defaults(Frozen):
+    """What every stage has unless it says otherwise."""
+
+    batch: Batch = Batch()
+    optim: Optim = Optim()
+    evaluate: EvaluateOptions = EvaluateOptions()
+    precision: Literal["fp32"] = "fp32"
+
+
+class Curriculum(Frozen):
+    """A whole training run. `gates: warn` goes on after a failed gate and reports it; `stop` holds the run."""
+
+    run: Run
+    model: Model
+    data: Data
+    ray: RayOptions = RayOptions()
+    checkpoint: CheckpointOptions = CheckpointOptions()
+    tracking: TrackingOptions = TrackingOptions()
+    gates: Literal["stop", "warn"] = "stop"
+    defaults: Defaults = Defaults()
+    stages: tuple[Stage, ...] = Field(min_length=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _inherit(cls, value: Any) -> Any:
+        """Lay each stage's `batch`, `optim` and `evaluate` over the defaults."""
+        if not isinstance(value, Mapping) or not isinstance(value.get("stages"), list | tuple):
+            return value
+        raw = value.get("defaults") or {}
+        if not isinstance(raw, Mapping):
+            return value
+        stages = []
+        for stage in value["stages"]:
+            if isinstance(stage, Mapping):
+                merged = dict(stage)
+                for key in ("batch", "optim", "evaluate"):
+                    below, own = raw.get(key) or {}, stage.get(key) or {}
+                    if isinstance(below, Mapping) and isinstance(own, Mapping):
+                        merged[key] = {**below, **own}
+                stages.append(merged)
+            else:
+                stages.append(stage)
+        return {**value, "stages": stages}
+
+    @model_validator(mode="after")
+    def _stages_in_order(self) -> "Curriculum":
+        seen: list[str] = []
+        last = 0
+        for index, stage in enumerate(self.stages):
+            place = STAGE_ORDER.index(stage.stage)
+            if place < last:
+                raise ValueError(f"stages.{index} '{stage.name}' ({stage.stage}) stands after a later kind of stage")
+            last = place
+            if stage.name in seen:
+                raise ValueError(f"stages.{index}: the name '{stage.name}' is used twice")
+            if stage.init is not None and "/" not in stage.init and stage.init not in seen:
+                raise ValueError(f"stages.{index}.init: '{stage.init}' is no earlier stage and no path")
+            seen.append(stage.name)
+        return self

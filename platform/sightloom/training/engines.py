@@ -1,0 +1,44 @@
+"""Who writes rollouts: the protocol, and the engine inside a trainer's own process."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from sightloom.model.generation import Generation, GenerationRequest, Generator
+from sightloom.model.load import VLM
+
+
+class RolloutEngine(Protocol):
+    """Writes responses with some version of the policy."""
+
+    def load_weights(self, version: int, uri: str | None) -> None:
+        """Take over the weights of `version`; `uri` None: the engine shares the trainer's own."""
+
+    def generate(self, requests: Sequence[GenerationRequest]) -> list[Generation]:
+        """Answer all requests, in their order, with seeds that make each answer independent of its batch."""
+
+
+class TransformersEngine:
+    """Generates with the very weights that are trained, in the trainer's process.
+
+    On two cores this is the fastest form: an engine in a process of its own would stand idle during the update and make
+    the trainer idle during the rollouts, and every step would ship the weights. The model is only read while it
+    generates, and training passes its own position ids, so nothing that generation leaves on the model is used.
+    """
+
+    def __init__(self, vlm: VLM, batch_size: int = 64) -> None:
+        self._generator = Generator(vlm, batch_size)
+        self.version = -1
+
+    def load_weights(self, version: int, uri: str | None) -> None:
+        """Note the version: the weights are shared.
+
+        Raises:
+            ValueError: an address is given; this engine loads none.
+        """
+        if uri is not None:
+            raise ValueError("the in-process engine shares the trainer's weights and loads none")
+        self.version = version
+
+    def generate(self, requests: Sequence[GenerationRequest]) -> list[Generation]:
+        """Answer all requests."""
+        return self._generator.generate(requests)

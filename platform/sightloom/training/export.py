@@ -1,0 +1,124 @@
+"""The promoted form of a model: a folder that Hugging Face loads, probes that prove it, a manifest that seals it."""
+
+import base64
+import io
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from PIL import Image
+
+from sightloom import storage
+from sightloom.config import canonical_json
+from sightloom.errors import SightloomError
+from sightloom.model.generation import Generation, GenerationRequest, Generator
+from sightloom.model.load import VLM, load
+from sightloom.records import Conversation
+
+PROBES: Final = "probes.jsonl"
+MANIFEST: Final = "manifest.json"
+INFO: Final = "sightloom.json"
+_PROBE_TOKENS: Final = 24
+# fp32 log-probabilities of one thread against those of another number of threads: other orders of summation
+_LOGPROB_TOLERANCE: Final = 1e-3
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """A question whose greedy answer and log-probabilities are kept beside the weights."""
+
+    conversation: Conversation
+    image: bytes | None
+
+
+def export(vlm: VLM, folder: Path, info: dict[str, Any], probes: Sequence[Probe], thinking: bool | None) -> str:
+    """Write the model folder whole (built aside, then renamed) and return its digest, the manifest's own SHA-256."""
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    vlm.model.save_pretrained(partial)
+    vlm.processor.save_pretrained(partial)
+    (partial / INFO).write_bytes(canonical_json(info))
+    answers = _answers(vlm, probes, thinking)
+    lines = [
+        canonical_json(
+            {
+                "conversation": probe.conversation.to_json(),
+                "image": base64.b64encode(probe.image).decode() if probe.image is not None else None,
+                "thinking": thinking,
+                "text": answer.text,
+                "token_ids": list(answer.token_ids),
+                "logprobs": [round(value, 6) for value in answer.logprobs],
+            }
+        )
+        for probe, answer in zip(probes, answers, strict=True)
+    ]
+    (partial / PROBES).write_bytes(b"".join(line + b"\n" for line in lines))
+    files = {file.name: storage.sha256_file(file) for file in sorted(partial.iterdir())}
+    (partial / MANIFEST).write_bytes(canonical_json({"files": files}))
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
+    return model_digest(folder)
+
+
+def model_digest(folder: Path) -> str:
+    """SHA-256 of a model folder's manifest."""
+    return storage.sha256_file(folder / MANIFEST)
+
+
+def seal(folder: Path, info: dict[str, Any]) -> str:
+    """Give a folder that was not trained here (a fresh model) its info and manifest; returns its digest."""
+    (folder / INFO).write_bytes(canonical_json(info))
+    files = {file.name: storage.sha256_file(file) for file in sorted(folder.iterdir()) if file.name != MANIFEST}
+    storage.write(str(folder / MANIFEST), canonical_json({"files": files}))
+    return model_digest(folder)
+
+
+def verify(folder: Path) -> VLM:
+    """Load an export as anyone would and hold it against its manifest and probes.
+
+    Raises:
+        SightloomError: a file differs from the manifest, or an answer from its probe.
+    """
+    files = json.loads((folder / MANIFEST).read_bytes())["files"]
+    for name, expected in files.items():
+        if not (folder / name).is_file() or storage.sha256_file(folder / name) != expected:
+            raise SightloomError(f"the model in '{folder}' is damaged: {name} differs from its manifest")
+    vlm = load(str(folder))
+    lines = [json.loads(line) for line in (folder / PROBES).read_bytes().splitlines()]
+    probes = [
+        Probe(
+            Conversation.from_json(line["conversation"]),
+            base64.b64decode(line["image"]) if line["image"] is not None else None,
+        )
+        for line in lines
+    ]
+    if probes:
+        for line, answer in zip(lines, _answers(vlm, probes, lines[0]["thinking"]), strict=True):
+            drift = max((abs(a - b) for a, b in zip(line["logprobs"], answer.logprobs, strict=False)), default=0.0)
+            # where two tokens are equally likely the argmax may turn with the last bit; the numbers before it may not
+            if line["token_ids"][:1] != list(answer.token_ids[:1]) or drift > _LOGPROB_TOLERANCE:
+                raise SightloomError(
+                    f"the model in '{folder}' does not answer its probes as it did in training (drift {drift:.2g})"
+                )
+    return vlm
+
+
+def _answers(vlm: VLM, probes: Sequence[Probe], thinking: bool | None) -> list[Generation]:
+    requests = [
+        GenerationRequest(
+            vlm.encoder.prompt(probe.conversation, _picture(probe.image), thinking), max_new_tokens=_PROBE_TOKENS
+        )
+        for probe in probes
+    ]
+    return Generator(vlm).generate(requests) if requests else []
+
+
+def _picture(data: bytes | None) -> Image.Image | None:
+    if data is None:
+        return None
+    with Image.open(io.BytesIO(data)) as opened:
+        return opened.convert("RGB")

@@ -1,0 +1,58 @@
+"""Gates between stages: pure decisions on a stage's metrics against bounds or against the model it started from."""
+
+import fnmatch
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from sightloom.training.curriculum import Rule
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """One rule on one metric; `text` reads like `eval/all/accuracy 0.62 >= 0.70`."""
+
+    metric: str
+    passed: bool
+    text: str
+
+
+def decide(rules: Sequence[Rule], metrics: Mapping[str, float], init: Mapping[str, float]) -> list[Verdict]:
+    """Apply the rules; a metric that is missing or not a number does not pass.
+
+    A `*` in a rule's metric stands for every domain that both sides measured.
+    """
+    return [
+        _one(rule, name, metrics, init)
+        for rule in rules
+        for name in (_names(rule.metric, metrics) if "*" in rule.metric else [rule.metric])
+    ]
+
+
+def missing_at_init(rules: Sequence[Rule], init: Mapping[str, float]) -> bool:
+    """Whether a rule compares with the start in a metric that the start was not measured in."""
+    relative = [rule for rule in rules if rule.above or rule.below or rule.not_below]
+    return any(not _names(rule.metric, init) for rule in relative)
+
+
+def _names(pattern: str, metrics: Mapping[str, float]) -> list[str]:
+    names = fnmatch.filter(metrics, pattern)
+    return [name for name in names if "*" not in pattern or name.split("/")[1] not in ("all", "steps", "format")]
+
+
+def _one(rule: Rule, name: str, metrics: Mapping[str, float], init: Mapping[str, float]) -> Verdict:
+    value = metrics.get(name, math.nan)
+    start = init.get(name, math.nan)
+    if rule.min is not None:
+        sign, bound, passed = ">=", rule.min, value >= rule.min
+    elif rule.max is not None:
+        sign, bound, passed = "<=", rule.max, value <= rule.max
+    elif rule.above is not None:
+        sign, bound, passed = ">=", start + rule.by, value >= start + rule.by
+    elif rule.below is not None:
+        sign, bound, passed = "<", start - rule.by, value < start - rule.by
+    else:
+        sign, bound, passed = ">=", start - rule.margin, value >= start - rule.margin
+    relative = rule.min is None and rule.max is None
+    against = f" (started at {start:.4g})" if relative else ""
+    return Verdict(name, passed, f"{name} {value:.4g} {sign} {bound:.4g}{against}")

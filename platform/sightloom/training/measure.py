@@ -1,0 +1,47 @@
+"""What a stage's model can do: held-out questions, answered greedily by the exported weights."""
+
+from pathlib import Path
+
+from sightloom.evaluation.answerers import LocalAnswerer
+from sightloom.evaluation.result import Decoding, save
+from sightloom.evaluation.runner import evaluate
+from sightloom.evaluation.suites import Example, from_manifest
+from sightloom.model.load import VLM
+from sightloom.progress import Progress
+from sightloom.training.curriculum import Data, Stage
+
+
+class Examiner:
+    """Asks every stage's model the same held-out questions."""
+
+    def __init__(self, data: Data, seed: int, progress: Progress) -> None:
+        self._data, self._seed, self._progress = data, seed, progress
+        self._examples: dict[int, list[Example]] = {}
+
+    def ask(self, vlm: VLM, stage: Stage, folder: Path | None) -> dict[str, float]:
+        """Accuracy per domain, over all, on questions that need steps, and the share of well-formed answers.
+
+        The rows are kept in `folder`, if one is given.
+        """
+        options = stage.evaluate
+        examples = self._read(min(options.per_domain, self._data.heldout_max))
+        decoding = Decoding(thinking=options.thinking, max_new_tokens=options.max_new_tokens)
+        result = evaluate(examples, LocalAnswerer(vlm, options.batch), decoding, progress=self._progress)
+        if folder is not None:
+            save(result, str(folder))
+        metrics = {f"eval/{name}/accuracy": measure.value for name, measure in result.domains.items()}
+        metrics |= {
+            "eval/all/accuracy": result.overall.value,
+            "eval/all/questions": float(result.overall.n),
+            "eval/format/well_formed": result.format.value,
+        }
+        if result.needs_steps is not None:
+            metrics["eval/steps/accuracy"] = result.needs_steps.value
+        return metrics
+
+    def _read(self, per_domain: int) -> list[Example]:
+        if per_domain not in self._examples:
+            self._examples[per_domain] = from_manifest(
+                self._data.manifest, self._data.heldout, "", per_domain, self._seed
+            )
+        return self._examples[per_domain]

@@ -1,0 +1,79 @@
+"""The seam between the loop and the processes it runs on: sums, gathers and gradient reduction over the workers.
+
+Today every worker holds the whole model, and gradients are summed in one flat all-reduce after the last micro-batch.
+Losses are local sums over global counts (training.md §4), so the sum over workers is the gradient of the whole step.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+import torch.distributed._functional_collectives as collectives
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Workers:
+    """This process's place among the workers; `Workers(0, 1)` needs no process group."""
+
+    rank: int
+    world: int
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The elementwise sum over the workers; every worker gets it."""
+        if self.world > 1:
+            values = values.clone()
+            dist.all_reduce(values, op=dist.ReduceOp.SUM)
+        return values
+
+    def sum_all(self, values: dict[str, float]) -> dict[str, float]:
+        """Named numbers summed over the workers in one exchange; all workers must name the same ones."""
+        if self.world == 1 or not values:
+            return values
+        names = sorted(values)
+        total = self.sum(torch.tensor([values[name] for name in names], dtype=torch.float64))
+        return dict(zip(names, total.tolist(), strict=True))
+
+    def gather_rows(self, rows_ND: Tensor) -> Tensor:
+        """All workers' rows, rank after rank, with gradients to the worker each row came from; counts may differ."""
+        if self.world == 1:
+            return rows_ND
+        counts = self.gather_counts(len(rows_ND))
+        most = max(counts)
+        padded = torch.cat([rows_ND, rows_ND.new_zeros(most - len(rows_ND), *rows_ND.shape[1:])])
+        gathered = collectives.all_gather_tensor_autograd(padded.contiguous(), 0, dist.group.WORLD)
+        return torch.cat([gathered[rank * most : rank * most + count] for rank, count in enumerate(counts)])
+
+    def gather_counts(self, count: int) -> list[int]:
+        """Each worker's count, by rank."""
+        if self.world == 1:
+            return [count]
+        counts = torch.zeros(self.world, dtype=torch.int64)
+        counts[self.rank] = count
+        return [int(value) for value in self.sum(counts).tolist()]
+
+    def reduce_gradients(self, parameters: Sequence[torch.nn.Parameter]) -> None:
+        """Replace every gradient by its sum over the workers; one that is missing here counts as zero."""
+        if self.world == 1:
+            return
+        flat = torch.cat(
+            [
+                (parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)).reshape(-1)
+                for parameter in parameters
+            ]
+        )
+        dist.all_reduce(flat, op=dist.ReduceOp.SUM)
+        start = 0
+        for parameter in parameters:
+            part = flat[start : start + parameter.numel()].view_as(parameter)
+            if parameter.grad is None:
+                parameter.grad = part.clone()
+            else:
+                parameter.grad.copy_(part)
+            start += parameter.numel()
+
+    def barrier(self) -> None:
+        """Wait for all workers."""
+        if self.world > 1:
+            dist.barrier()

@@ -1,0 +1,130 @@
+"""Alignment: pictures and captions meet in one space, and captions are written token by token.
+
+Each pair gives two documents: the picture with its caption (language loss; its merged tokens' mean is the picture's
+feature) and the caption alone (its last state is the text's feature). The contrastive batch is the whole step over all
+workers, so a worker's bins form one micro-batch.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+
+from sightloom.metrics import recall_at_k
+from sightloom.model.packs import Pack
+from sightloom.objectives.contrastive import clip_loss, siglip_loss
+from sightloom.objectives.language import lm_loss
+from sightloom.training.corpus import Corpus, Picked
+from sightloom.training.curriculum import AlignObjective, Stage
+from sightloom.training.order import Rows, keyed
+from sightloom.training.parallel import Workers
+from sightloom.training.reader import Reader
+from sightloom.training.tasks.batch import Packer
+from sightloom.training.tasks.feed import Feed
+from sightloom.training.tasks.objective import Loss
+
+_HELDOUT_DRAW: Final = 7  # purpose of the keyed draw
+_HELDOUT_PAIRS: Final = 200
+_HELDOUT_BATCH: Final = 50
+_WANT: Final = ("logprobs", "contrastive")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PairBatch:
+    """Packed pairs: n pictures with captions, then the n captions alone."""
+
+    pack: Pack
+    num_pairs: int
+
+
+class Align:
+    """Contrastive loss across all workers plus captioning."""
+
+    source = "data"
+
+    def __init__(
+        self, options: AlignObjective, stage: Stage, corpus: Corpus, packer: Packer, workers: Workers, seed: int
+    ) -> None:
+        self._options, self._packer, self._workers = options, packer, workers
+        self._corpus = corpus
+        self._feed = Feed(corpus, stage, seed, workers, self._build, merged=True)
+        held = corpus.select('kind == "pair"', held_out=True)
+        self._held: Rows = keyed(seed, _HELDOUT_DRAW).permutation(held)[:_HELDOUT_PAIRS]
+
+    def batches(self, step: int) -> list[PairBatch]:
+        """One micro-batch: all the bins of this worker."""
+        del step
+        return self._feed.next()
+
+    def counts(self, batches: list[PairBatch]) -> dict[str, float]:
+        """Labels, pairs and tokens of this worker."""
+        pairs = float(sum(batch.num_pairs for batch in batches))
+        return {
+            "labels": float(sum(batch.pack.num_labels for batch in batches)),
+            "samples": pairs,
+            "images": pairs,
+            "tokens": float(sum(batch.pack.num_tokens for batch in batches)),
+        }
+
+    def loss(self, model: Any, batch: PairBatch, counts: dict[str, float]) -> Loss:
+        """caption_weight · Σ CE / labels + weight · Σ contrastive / pairs, both over all workers."""
+        out = model(batch.pack, want=_WANT)
+        caption = lm_loss(out.logprobs)
+        contrastive = self._contrastive(model.heads, out.image_features, out.text_features)
+        total = self._options.caption_weight * caption / max(counts["labels"], 1.0)
+        total = total + self._options.weight * contrastive / max(counts["samples"], 1.0)
+        return Loss(
+            total,
+            {
+                "caption_loss": (float(caption.detach()), float(batch.pack.num_labels)),
+                "contrastive_loss": (float(contrastive.detach()), float(batch.num_pairs)),
+            },
+        )
+
+    def report(self) -> dict[str, float]:
+        """Samples that could not be read."""
+        return {"data/unreadable": float(self._feed.num_unreadable)}
+
+    def state(self) -> dict[str, Any]:
+        """The place in the data."""
+        return self._feed.state()
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on at a place."""
+        self._feed.restore(state)
+
+    @torch.inference_mode()
+    def measure(self, model: Any) -> dict[str, float]:
+        """Caption loss, and retrieval of the caption among up to 200 held-out ones, per domain and over all."""
+        samples = Reader(self._corpus).read(self._held)
+        if not samples:
+            return {}
+        images, texts, nll, num = [], [], 0.0, 0
+        for start in range(0, len(samples), _HELDOUT_BATCH):
+            batch = self._build(samples[start : start + _HELDOUT_BATCH])
+            out = model(batch.pack, want=_WANT)
+            images.append(out.image_features)
+            texts.append(out.text_features)
+            nll, num = nll + float(lm_loss(out.logprobs)), num + batch.pack.num_labels
+        similarity = (torch.cat(images) @ torch.cat(texts).T).numpy()
+        return {
+            "eval/all/caption_loss": nll / max(num, 1),
+            "eval/all/retrieval_r1": recall_at_k(similarity, 1),
+            "eval/all/retrieval_r5": recall_at_k(similarity, 5),
+            "eval/all/retrieval_pool": float(len(samples)),
+        }
+
+    def close(self) -> None:
+        """Stop reading ahead."""
+        self._feed.close()
+
+    def _contrastive(self, heads: Any, image_BD: torch.Tensor, text_BD: torch.Tensor) -> torch.Tensor:
+        offset = sum(self._workers.gather_counts(len(text_BD))[: self._workers.rank])
+        if self._options.contrastive == "clip":
+            return clip_loss(image_BD, text_BD, heads.log_scale, self._workers.gather_rows, offset)
+        return siglip_loss(image_BD, text_BD, heads.log_scale, heads.bias, self._workers.gather_rows, offset)
+
+    def _build(self, samples: list[Picked]) -> PairBatch:
+        shown = [self._packer.render(picked, "all", None) for picked in samples]
+        alone = [self._packer.encoder.caption(picked.sample.conversation.messages[-1].text) for picked in samples]
+        return PairBatch(self._packer.pack([*shown, *alone]), len(samples))

@@ -1,0 +1,81 @@
+"""What the supervised objectives share: the steps' samples, read and encoded ahead, and the place for a restart."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from sightloom.training.corpus import Corpus, Picked
+from sightloom.training.curriculum import Stage
+from sightloom.training.order import Order
+from sightloom.training.packing import Limits, StepPlan, share_of
+from sightloom.training.parallel import Workers
+from sightloom.training.reader import Ahead, Reader
+
+B = TypeVar("B")
+
+
+@dataclass(frozen=True, slots=True)
+class _Ready(Generic[B]):
+    batches: list[B]
+    after: dict[str, int]
+
+
+class Feed(Generic[B]):
+    """This worker's micro-batches, step after step.
+
+    Args:
+        build: makes one micro-batch of the samples of some bins.
+        merged: one micro-batch of all the worker's bins, not one a bin.
+    """
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        stage: Stage,
+        seed: int,
+        workers: Workers,
+        build: Callable[[list[Picked]], B],
+        merged: bool,
+    ) -> None:
+        limits = Limits(stage.batch.max_tokens, stage.batch.max_patches)
+        order = Order(corpus.sources(stage), seed, stage.batch.window)
+        self._plan = StepPlan(order, corpus.lengths(stage), corpus.patches, limits, stage.batch.packs, seed)
+        self._workers, self._build, self._merged = workers, build, merged
+        self._reader = Reader(corpus)
+        self._place = self._plan.state()
+        self._ahead = Ahead(self._make)
+
+    def next(self) -> list[B]:
+        """The next step's micro-batches."""
+        ready = next(self._ahead)
+        self._place = ready.after
+        return ready.batches
+
+    def state(self) -> dict[str, Any]:
+        """The place behind the last step that `next` gave."""
+        return dict(self._place)
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on behind that place."""
+        self._ahead.close()
+        self._plan.restore({"window": int(state["window"]), "pack": int(state["pack"])})
+        self._place = self._plan.state()
+        self._ahead = Ahead(self._make)
+
+    @property
+    def num_unreadable(self) -> int:
+        """Samples that this worker could not read so far."""
+        return self._reader.unreadable.total()
+
+    def close(self) -> None:
+        """Stop reading ahead."""
+        self._ahead.close()
+
+    def _make(self) -> _Ready[B]:
+        bins = self._plan.next_step()
+        after = self._plan.state()
+        mine = [rows for rows in share_of(self._workers.rank, self._workers.world, bins) if rows is not None]
+        samples = [self._reader.read(rows) for rows in mine]
+        if self._merged:
+            samples = [[picked for part in samples for picked in part]]
+        return _Ready([self._build(part) for part in samples], after)

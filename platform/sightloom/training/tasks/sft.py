@@ -1,0 +1,89 @@
+"""Supervised fine-tuning: the loss of the model's own turns, normalised over all labelled tokens of the step."""
+
+from typing import Any
+
+import torch
+
+from sightloom.objectives.language import lm_loss
+from sightloom.training.corpus import Corpus, Picked
+from sightloom.training.curriculum import SftObjective, Stage
+from sightloom.training.order import keyed
+from sightloom.training.parallel import Workers
+from sightloom.training.tasks.batch import Packer, TextBatch
+from sightloom.training.tasks.feed import Feed
+from sightloom.training.tasks.objective import Loss
+
+_EMPTY_DRAW = 6  # purpose of the keyed draw
+
+
+class Sft:
+    """Conversations with or without worked steps, captions as replay."""
+
+    source = "data"
+
+    def __init__(
+        self, options: SftObjective, stage: Stage, corpus: Corpus, packer: Packer, workers: Workers, seed: int
+    ) -> None:
+        self._options, self._packer, self._seed = options, packer, seed
+        self._feed = Feed(corpus, stage, seed, workers, self._build, merged=False)
+
+    def batches(self, step: int) -> list[TextBatch]:
+        """One micro-batch a bin."""
+        del step
+        return self._feed.next()
+
+    def counts(self, batches: list[TextBatch]) -> dict[str, float]:
+        """Labels, samples, tokens and pictures of this worker."""
+        grids = [batch.pack.image_grid_thw for batch in batches if batch.pack.image_grid_thw is not None]
+        return {
+            "labels": float(sum(batch.pack.num_labels for batch in batches)),
+            "samples": float(sum(batch.num_samples for batch in batches)),
+            "tokens": float(sum(batch.pack.num_tokens for batch in batches)),
+            "images": float(sum(len(grid) for grid in grids)),
+        }
+
+    def loss(self, model: torch.nn.Module, batch: TextBatch, counts: dict[str, float]) -> Loss:
+        """Σ CE over this batch's labels / all labels of the step."""
+        logprobs_M = model(batch.pack).logprobs
+        total = lm_loss(logprobs_M)
+        nll_N = torch.zeros(batch.pack.num_documents).index_add(0, batch.pack.label_documents, -logprobs_M.detach())
+        num_N = batch.pack.label_documents.bincount(minlength=batch.pack.num_documents)
+        sums: dict[str, tuple[float, float]] = {"loss": (float(total.detach()), float(batch.pack.num_labels))}
+        for domain, nll, num in zip(batch.domains, nll_N.tolist(), num_N.tolist(), strict=True):
+            before = sums.get(f"loss/{domain}", (0.0, 0.0))
+            sums[f"loss/{domain}"] = (before[0] + nll, before[1] + num)
+        return Loss(total / max(counts["labels"], 1.0), sums)
+
+    def report(self) -> dict[str, float]:
+        """Samples that could not be read."""
+        return {"data/unreadable": float(self._feed.num_unreadable)}
+
+    def state(self) -> dict[str, Any]:
+        """The place in the data."""
+        return self._feed.state()
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on at a place."""
+        self._feed.restore(state)
+
+    def measure(self, model: torch.nn.Module) -> dict[str, float]:
+        """Nothing: answers are evaluated on the exported model."""
+        del model
+        return {}
+
+    def close(self) -> None:
+        """Stop reading ahead."""
+        self._feed.close()
+
+    def _build(self, samples: list[Picked]) -> TextBatch:
+        documents = [self._packer.render(picked, self._options.turns, self._mode(picked)) for picked in samples]
+        return TextBatch(
+            self._packer.pack(documents),
+            tuple(picked.sample.conversation.domain for picked in samples) or ("",),
+            len(samples),
+        )
+
+    def _mode(self, picked: Picked) -> bool | None:
+        if not self._options.reasoning:
+            return None
+        return bool(keyed(self._seed, _EMPTY_DRAW, picked.row).random() >= self._options.empty_think_share)

@@ -1,0 +1,147 @@
+"""What one worker does for one stage: build model and objective, run the loop, export. It knows no Ray."""
+
+import time
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+from sightloom.config import Frozen
+from sightloom.errors import SightloomError
+from sightloom.model.chat import Encoder
+from sightloom.model.heads import ContrastiveHeads, TrainableVLM
+from sightloom.model.load import VLM, load
+from sightloom.model.modules import module_groups
+from sightloom.training.checkpoint import Clock, Position, restore, save
+from sightloom.training.corpus import Corpus
+from sightloom.training.curriculum import CheckpointOptions, Stage
+from sightloom.training.export import Probe, export
+from sightloom.training.loop import Event, Totals, fit
+from sightloom.training.optim import build_optimizer
+from sightloom.training.order import keyed
+from sightloom.training.parallel import Workers
+from sightloom.training.tasks.batch import Packer
+from sightloom.training.tasks.build import build_objective
+
+_PROBE_DRAW, _INIT_DRAW = 9, 10  # purposes of the keyed draws
+_NUM_PROBES: Final = 4
+
+SaveTo = Callable[[str, Callable[[Path], None] | None], None]
+RestoreFrom = Callable[[Callable[[Path], bool]], bool]
+
+
+class StageOrder(Frozen):
+    """All that a worker needs to know about a stage.
+
+    `parts`: (manifest, length index) of the corpus; `start`: the model folder it begins with;
+    `folder`: the stage's own.
+    """
+
+    number: int
+    digest: str
+    seed: int
+    stage: Stage
+    parts: tuple[tuple[str, str], ...]
+    heldout: float
+    start: str
+    folder: str
+    checkpoint: CheckpointOptions
+    info: dict[str, Any]
+
+
+def run_stage(
+    order: StageOrder, workers: Workers, say: Callable[[Event], None], save_to: SaveTo, restore_from: RestoreFrom
+) -> dict[str, Any]:
+    """Run a stage from its start or its last checkpoint to the exported model; all workers call it together.
+
+    Returns:
+        On rank 0 `{steps, samples, seconds, wait_s, init, metrics, digest}`, elsewhere an empty dict.
+    """
+    began = time.perf_counter()
+    stage = order.stage
+    vlm = load(order.start)
+    model = _trainable(vlm, order)
+    corpus = _corpus(order.parts, order.heldout)
+    encoder = Encoder(vlm.processor)
+    packer = Packer(encoder, model.image_token_id, model.merge_size)
+    objective = build_objective(stage, corpus, packer, workers, order.seed, vlm, Path(order.folder))
+    optimizer = build_optimizer(
+        dict(model.named_parameters()), module_groups(model), stage.train.by_group(), stage.optim
+    )
+    start = Position(0, {})
+
+    def read(folder: Path) -> bool:
+        nonlocal start
+        found = restore(folder, order.digest, model, optimizer)
+        if found is not None:
+            start = found
+            objective.restore(found.objective)
+        return found is not None
+
+    def keep(position: Position) -> None:
+        write = (lambda folder: save(folder, order.digest, model, optimizer, position)) if workers.rank == 0 else None
+        save_to(f"{stage.name}-{order.digest[:12]}-step-{position.step:06d}", write)
+
+    restore_from(read)
+    lead = workers.rank == 0
+    init = objective.measure(model) if lead else {}
+    model.train()
+    say({"kind": "start", "step": start.step, "prepare_s": time.perf_counter() - began})
+    clock = Clock(order.checkpoint.every_minutes, order.checkpoint.every_steps, time.monotonic)
+    try:
+        totals = fit(model, objective, optimizer, stage.optim, stage.steps, start, workers, clock, keep, say)
+        model.eval()
+        return _finish(order, vlm, corpus, objective.measure(model), init, totals) if lead else {}
+    finally:
+        objective.close()
+
+
+def _finish(
+    order: StageOrder, vlm: VLM, corpus: Corpus, metrics: dict[str, float], init: dict[str, float], totals: Totals
+) -> dict[str, Any]:
+    if not all(bool(torch.isfinite(parameter).all()) for parameter in vlm.model.parameters()):
+        raise SightloomError(f"stage '{order.stage.name}' ended with weights that are not finite")
+    thinking = order.stage.evaluate.thinking
+    digest = export(vlm, Path(order.folder) / "model", order.info, _probes(corpus, order.seed), thinking)
+    return {
+        "steps": totals.steps,
+        "samples": totals.samples,
+        "seconds": totals.seconds,
+        "wait_s": totals.wait_s,
+        "skipped": totals.skipped,
+        "init": init,
+        "metrics": metrics,
+        "digest": digest,
+    }
+
+
+def _trainable(vlm: VLM, order: StageOrder) -> TrainableVLM:
+    objective = order.stage.objective
+    if objective.kind != "align":
+        return TrainableVLM(vlm.model)
+    # fresh heads: the same on every worker, and without a draw from the global generator
+    state = torch.random.get_rng_state()
+    torch.manual_seed(int(keyed(order.seed, _INIT_DRAW).integers(0, 2**31)))
+    heads = ContrastiveHeads(vlm.model.config.get_text_config().hidden_size, objective.contrastive)
+    torch.random.set_rng_state(state)
+    return TrainableVLM(vlm.model, heads)
+
+
+@lru_cache(maxsize=1)
+def _corpus(parts: tuple[tuple[str, str], ...], heldout: float) -> Corpus:
+    """The corpus, kept open from stage to stage of a warm worker."""
+    return Corpus(parts, heldout)
+
+
+def _probes(corpus: Corpus, seed: int) -> list[Probe]:
+    rows = corpus.select(None, held_out=True)
+    picked = [corpus.pick(int(row)) for row in keyed(seed, _PROBE_DRAW).permutation(rows)[:_NUM_PROBES]]
+    return [
+        Probe(
+            item.sample.conversation.with_image() if item.image is not None else item.sample.conversation,
+            item.sample.image,
+        )
+        for item in picked
+    ]
