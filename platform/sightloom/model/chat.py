@@ -46,6 +46,7 @@ CHAT_TEMPLATE: Final = """\
     {%- generation -%}
       {%- if thought and mode is not false -%}
         {{- ('' if mode is true else '<think>\\n') + thought + '\\n</think>\\n\\n' -}}
+      {%- elif mode is true -%}{{- '</think>\\n\\n' -}}
       {%- endif -%}
       {{- words(message.content) + '<|im_end|>' -}}
     {%- endgeneration -%}
@@ -146,6 +147,8 @@ def render(messages: tuple[Message, ...], thinking: bool | None = None) -> tuple
             start = len(text)
             if thought and mode is not False:
                 text += ("" if mode else f"{THINK_OPEN}\n") + f"{thought}\n{THINK_CLOSE}\n\n"
+            elif mode is True:  # nothing to think about: the model closes the block that the prompt opened
+                text += f"{THINK_CLOSE}\n\n"
             text += words
             spans.append((start, len(text)))
         else:

@@ -1,10 +1,12 @@
 """One of several options, by its words or by its letter."""
 
 import re
+from typing import Final
 
 from sightloom.objectives.rewards.reward import Reward, right_or_wrong
 from sightloom.records import Answer
 
+FREE_WORDS: Final = 6
 _NEGATION = re.compile(r"\b(?:not|no|neither|nor|never|without|isn't|aren't|except)\b")
 _LETTER = re.compile(r"^(?:the )?(?:answer(?: is)?:? |option )?\(?([a-z])\)?$")
 
@@ -12,7 +14,7 @@ _LETTER = re.compile(r"^(?:the )?(?:answer(?: is)?:? |option )?\(?([a-z])\)?$")
 def score_choice(content: str, answer: Answer) -> Reward:
     """Right if the content is the right option or its letter, or names it and no other.
 
-    Content that names several options, or denies one, is worth nothing.
+    Content that names several options, or denies one, is worth nothing; so is a long one where the options are unknown.
     """
     said = normalised(content)
     right = normalised(str(answer.value))
@@ -21,6 +23,8 @@ def score_choice(content: str, answer: Answer) -> Reward:
         return right_or_wrong(said == right)
     if (letter := _LETTER.match(said)) and (index := ord(letter[1]) - ord("a")) < len(answer.options):
         return right_or_wrong(normalised(answer.options[index]) == right)
+    if not answer.options and len(said.split()) > FREE_WORDS:
+        return Reward(0.0, "too many words for a choice")
     if _NEGATION.search(said):
         return Reward(0.0, "denies an option")
     named = []

@@ -1,0 +1,102 @@
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from sightloom.objectives.advantages import dr_grpo, g2rpo, grpo, rloo
+
+GROUPS = st.lists(st.one_of(st.floats(0, 1), st.sampled_from([0.0, 0.5, 1.0, float("nan")])), min_size=1, max_size=9)
+METHODS = [grpo, dr_grpo, rloo, g2rpo]
+
+GOLDEN = [  # training.md §6
+    ([0, 0, 0, 0, 1], [-0.3204] * 4 + [1.2816]),
+    ([0.1, 0.1, 0.1, 0.2, 1], [-0.6020] * 3 + [0.5244, 1.2816]),
+    ([0, 0, 1, 1, 1], [-0.9030] * 2 + [0.6020] * 3),
+    ([0.81, 0.81, 0.82, 0.82, 0.83], [-0.9030] * 2 + [0.2622] * 2 + [1.2816]),
+    ([0.5] * 5, [0.0] * 5),
+    ([1] + [0] * 7, [1.5341] + [-0.2192] * 7),
+    ([1] * 2 + [0] * 6, [1.2106] * 2 + [-0.4035] * 6),
+    ([1] * 3 + [0] * 5, [0.9700] * 3 + [-0.5820] * 5),
+    ([1] * 4 + [0] * 4, [0.7668] * 4 + [-0.7668] * 4),
+]
+
+
+@pytest.mark.parametrize(("rewards", "wanted"), GOLDEN)
+def test_g2rpo_golden_vectors(rewards: list[float], wanted: list[float]) -> None:
+    ours = g2rpo(torch.tensor([rewards], dtype=torch.float64))[0]
+    np.testing.assert_allclose(ours, wanted, atol=6e-5)  # the vectors have four decimals
+
+
+@pytest.mark.parametrize(("n", "variance"), [(2, 0.4549), (4, 0.7124), (5, 0.7669), (8, 0.8511), (16, 0.9237)])
+def test_the_variance_without_ties_is_not_one_until_it_is_asked_for(n: int, variance: float) -> None:
+    rewards = torch.linspace(0, 1, n, dtype=torch.float64)[None]
+    assert float(g2rpo(rewards).square().mean()) == pytest.approx(variance, abs=6e-5)
+    assert float(g2rpo(rewards, unit_variance=True).square().mean()) == pytest.approx(1)
+
+
+def test_the_released_code_leaves_group_means_that_recentring_removes() -> None:
+    solved = [[1.0] + [0.0] * 7, [1.0] * 7 + [0.0]] * 2
+    rewards, tasks = torch.tensor(solved, dtype=torch.float64), torch.zeros(4, dtype=torch.int64)
+    shifted = g2rpo(rewards, tasks, scope="group+task")
+    assert shifted.mean(-1).abs().tolist() == pytest.approx([0.289] * 4, abs=1e-3)
+    assert g2rpo(rewards, tasks, scope="group+task", recenter=True).mean(-1).abs().max() < 1e-12
+    with pytest.raises(ValueError, match="task"):
+        g2rpo(rewards, scope="group+task")
+
+
+@pytest.mark.parametrize("method", METHODS)
+@given(group=GROUPS)
+def test_advantages_sum_to_zero_and_the_unscorable_have_none(method, group: list[float]) -> None:
+    advantages = method(torch.tensor([group], dtype=torch.float64))[0]
+    assert not advantages.isnan().any()
+    assert (advantages[torch.tensor(group).isnan()] == 0).all()
+    assert abs(float(advantages.sum())) < 1e-9
+
+
+@pytest.mark.parametrize("method", METHODS)
+@given(group=GROUPS, seed=st.integers(0, 99))
+def test_advantages_are_permuted_with_the_rewards_and_do_not_see_nan(method, group: list[float], seed: int) -> None:
+    rewards = torch.tensor([group], dtype=torch.float64)
+    order = torch.randperm(len(group), generator=torch.Generator().manual_seed(seed))
+    torch.testing.assert_close(method(rewards[:, order]), method(rewards)[:, order], atol=1e-9, rtol=0)
+    scored = rewards[:, ~rewards[0].isnan()]
+    if scored.shape[1]:
+        torch.testing.assert_close(method(rewards)[:, ~rewards[0].isnan()], method(scored), atol=1e-9, rtol=0)
+
+
+@given(group=GROUPS)
+def test_g2rpo_keeps_the_order_gives_ties_the_same_and_ignores_monotone_changes(group: list[float]) -> None:
+    rewards = torch.tensor([group], dtype=torch.float64).round(decimals=3)
+    advantages = g2rpo(rewards)[0]
+    for i, j in itertools.combinations(range(len(group)), 2):
+        if rewards[0, i] < rewards[0, j]:
+            assert advantages[i] < advantages[j]
+        if rewards[0, i] == rewards[0, j]:
+            assert advantages[i] == advantages[j]
+    torch.testing.assert_close(g2rpo(rewards * 7 + 3)[0], advantages)
+
+
+def test_g2rpo_without_ties_is_scipys_normal_quantile_of_the_rank() -> None:
+    rewards = np.random.default_rng(0).permutation(11) / 11
+    ours = g2rpo(torch.tensor(rewards)[None])[0]
+    np.testing.assert_allclose(ours, stats.norm.ppf((stats.rankdata(rewards) - 0.5) / 11), atol=1e-12)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_equal_rewards_and_lone_responses_give_zero_advantage(method) -> None:
+    assert (method(torch.full((2, 4), 0.7)) == 0).all()
+    assert (method(torch.tensor([[1.0], [0.0]])) == 0).all()
+    assert (method(torch.tensor([[1.0, float("nan"), float("nan")]])) == 0).all()
+
+
+def test_the_simple_methods_equal_their_definitions() -> None:
+    rewards = torch.rand(5, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    mean, sigma = rewards.mean(-1, keepdim=True), rewards.std(-1, keepdim=True)
+    torch.testing.assert_close(grpo(rewards), (rewards - mean) / (sigma + 1e-4))
+    torch.testing.assert_close(dr_grpo(rewards), rewards - mean)
+    others = torch.stack([torch.cat([rewards[:, :i], rewards[:, i + 1 :]], 1).mean(-1) for i in range(8)], 1)
+    torch.testing.assert_close(rloo(rewards), rewards - others)
