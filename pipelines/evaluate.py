@@ -1,4 +1,4 @@
-"""`python pipelines/evaluate.py SUITE --checkpoint DIR --manifest M --json`: the verb evaluate, as a job's entrypoint."""
+"""`python pipelines/evaluate.py SUITE --checkpoint DIR --manifest M`: the verb evaluate, as a job's entrypoint."""
 
 import sys
 

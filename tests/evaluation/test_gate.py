@@ -1,0 +1,106 @@
+import random
+from pathlib import Path
+
+import pytest
+
+from sightloom.config import load
+from sightloom.errors import UserMistake
+from sightloom.evaluation.gate import GateRules, decide
+from sightloom.evaluation.result import Row
+
+from .conftest import row
+
+
+def rules(improvement: str = "none", floor: float = 0.5, margin: float = 0.05, **more: object) -> GateRules:
+    domain = {"floor": floor, "margin": margin, "min_n": 100} | more
+    return GateRules.model_validate({
+        "suites": "x.yaml", "statistics": {"resamples": 1000}, "domains": {"art": domain},
+        "improvement": {"require": improvement, "of": ["art"]},
+    })  # fmt: skip
+
+
+def rows(n: int, right: int) -> list[Row]:
+    return [row(f"e{i}", i < right) for i in range(n)]
+
+
+def test_the_first_version_needs_only_the_floor() -> None:
+    assert decide(rows(200, 120), None, rules("any")).outcome == "passed"
+    below = decide(rows(200, 99), None, rules())
+    assert below.outcome == "rejected"
+    assert below.reasons == ("art: accuracy 0.495 is below the floor of 0.5",)
+
+
+def test_too_few_examples_are_no_pass() -> None:
+    found = decide(rows(99, 99), None, rules())
+    assert found.outcome == "inconclusive"
+    assert "only 99 examples" in found.reasons[0]
+
+
+def test_a_clear_win_passes_and_shows_its_improvement() -> None:
+    found = decide(rows(300, 240), rows(300, 180), rules("any"))
+    assert found.outcome == "passed"
+    art = found.domains["art"]
+    assert art.delta == pytest.approx(0.2)
+    assert art.delta_bounds is not None
+    assert art.p_value is not None
+    assert 0 < art.delta_bounds[0] < 0.2 < art.delta_bounds[1]
+    assert art.p_value < 1e-6
+
+
+def test_a_clear_loss_is_rejected_and_noise_is_inconclusive() -> None:
+    assert decide(rows(300, 180), rows(300, 240), rules()).outcome == "rejected"
+    candidate = [row(f"e{i}", i % 10 < 6) for i in range(120)]
+    baseline = [row(f"e{i}", i % 10 > 3) for i in range(120)]
+    assert decide(candidate, baseline, rules()).outcome == "inconclusive"
+
+
+def test_equal_answers_pass_the_margin_but_show_no_improvement() -> None:
+    assert decide(rows(300, 200), rows(300, 200), rules()).outcome == "passed"
+    for require in ("any", "mean"):
+        found = decide(rows(300, 200), rows(300, 200), rules(require))
+        assert found.outcome == "inconclusive"
+        assert "no improvement" in found.reasons[0]
+
+
+def test_a_domain_that_does_not_block_is_told_but_does_not_stop() -> None:
+    found = decide(rows(200, 20), None, rules(blocking=False))
+    assert found.outcome == "passed"
+    assert found.domains["art"].verdict == "failed"
+    assert found.reasons
+
+
+def test_well_formed_is_judged_over_all_rows() -> None:
+    config = GateRules.model_validate({
+        "suites": "x", "domains": {"format": {"metric": "well_formed", "floor": 0.95, "min_n": 100}},
+        "improvement": {"require": "none"},
+    })  # fmt: skip
+    good = [row(f"e{i}", False, domain="art" if i % 2 else "ui", well_formed=i % 50 > 0) for i in range(200)]
+    bad = [row(f"e{i}", True, well_formed=i % 10 > 0) for i in range(200)]
+    assert decide(good, None, config).outcome == "passed"
+    assert decide(bad, None, config).outcome == "rejected"
+
+
+def test_a_domain_without_examples_is_inconclusive() -> None:
+    assert decide([row("e0", True, domain="ui")], None, rules()).outcome == "inconclusive"
+
+
+def test_other_examples_than_the_baseline_are_refused() -> None:
+    with pytest.raises(UserMistake, match="same examples"):
+        decide(rows(200, 100), rows(199, 100), rules())
+
+
+def test_a_model_truly_worse_by_two_margins_rarely_passes() -> None:
+    draw = random.Random(7)
+    passed = 0
+    for _ in range(100):
+        candidate = [row(f"e{i}", draw.random() < 0.60) for i in range(300)]
+        baseline = [row(f"e{i}", draw.random() < 0.70) for i in range(300)]
+        passed += decide(candidate, baseline, rules(floor=0.3)).outcome == "passed"
+    assert passed <= 5  # of 100: one-sided 5 % at the margin itself, far less at twice the margin
+
+
+def test_the_gates_that_are_shipped_are_valid_and_find_their_suite() -> None:
+    for path in (Path(__file__).parents[2] / "pipelines" / "gates").glob("*.yaml"):
+        found = load(GateRules, path)
+        assert (path.parent / found.suites).is_file()
+        assert found.improvement.require == "none" or set(found.improvement.of) <= set(found.domains)
