@@ -26,7 +26,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "history": ("release", "Show who promoted what, when and why."),
     "models": ("release", "List, show and verify registered versions."),
     "serve": ("serve", "Serve a model behind an OpenAI-compatible endpoint with a playground."),
-    "ask": ("serve", "Ask a served model about a picture."),
+    "ask": ("ask", "Ask a served model about a picture."),
 }
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",

@@ -28,15 +28,7 @@ ROUTER_APP = "router"
 START_TIMEOUT_S = 300.0
 
 
-@serve.deployment(
-    name="engine",
-    num_replicas=1,
-    max_ongoing_requests=16,
-    max_queued_requests=64,
-    graceful_shutdown_timeout_s=10,
-    ray_actor_options={"num_cpus": 1},
-)
-class Version:
+class VersionReplica:
     """One version's replica: an engine, asked through a handle."""
 
     def __init__(self, folder: str, version: str, settings: dict[str, Any]) -> None:
@@ -70,6 +62,16 @@ class Version:
             raise RuntimeError("the engine has ended")
 
 
+Version = serve.deployment(
+    name="engine",
+    num_replicas=1,
+    max_ongoing_requests=16,
+    max_queued_requests=64,
+    graceful_shutdown_timeout_s=10,
+    ray_actor_options={"num_cpus": 1},
+)(VersionReplica)
+
+
 @dataclass(frozen=True, slots=True)
 class Deployment:
     """A running endpoint. `seconds`: how long each part of the start took."""
@@ -98,8 +100,8 @@ def deploy(
     """Serve a model folder under `name` on the Ray that this process is connected to; returns when it answers.
 
     Raises:
-        UserMistake: no model folder, the port is in use, Serve already runs, or the host is not loopback and there are no
-            keys. Nothing was started.
+        UserMistake: no model folder, the port is in use, Serve already runs, or the host is not loopback and there are
+            no keys. Nothing was started.
         SightloomError: it did not become ready.
     """
     endpoint, settings = endpoint or EndpointConfig(), settings or TransformersSettings()

@@ -5,7 +5,7 @@ Under Ray Serve the dispatcher holds deployment handles (`router.py`), under uvi
 
 import re
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 from typing import Any, Final, Literal, Protocol
 
@@ -58,7 +58,7 @@ class Route:
     kind: RouteKind
     generation: int
     info: EngineInfo
-    generate: Callable[[EngineRequest], AsyncIterator[Delta]]
+    generate: Callable[[EngineRequest], AsyncGenerator[Delta, None]]
 
     @property
     def headers(self) -> dict[str, str]:

@@ -41,6 +41,7 @@ class MediaLimits(Frozen):
     decode_s: float = 5.0
     allow_domains: tuple[str, ...] = ()
     allow_http: bool = False
+    allow_ports: tuple[int, ...] = (443, 80)
     allow_networks: tuple[str, ...] = ()
     connect_s: float = 3.0
     fetch_s: float = 10.0
@@ -221,8 +222,8 @@ def _check_address(url: str, reference: Reference, limits: MediaLimits) -> None:
         raise _not_allowed("credentials do not belong into an address", reference)
     if not any(host == name.lower() or host.endswith(f".{name.lower()}") for name in limits.allow_domains):
         raise _not_allowed("its domain is not one that this endpoint fetches from; send a data: URL", reference)
-    if port not in (None, 443, 80 if limits.allow_http else 443):
-        raise _not_allowed("its port is not the standard one", reference)
+    if port is not None and port not in limits.allow_ports:
+        raise _not_allowed("its port is not one that this endpoint fetches from", reference)
 
 
 def _has_turn(image: Image.Image) -> bool:

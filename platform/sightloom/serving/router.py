@@ -6,9 +6,10 @@ Which versions are live stands in the deployment's `user_config`, so that weight
 import hashlib
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Any
 
+from pydantic import Field
 from ray import serve
 from ray.exceptions import RayError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
@@ -36,8 +37,8 @@ class ModelRoutes(Frozen):
     """One model's versions; the first of `live` is the champion, a second the challenger."""
 
     live: tuple[Live, ...]
-    pins: dict[str, str] = {}
-    aliases: dict[str, str] = {}
+    pins: dict[str, str] = Field(default_factory=dict)
+    aliases: dict[str, str] = Field(default_factory=dict)
     salt: str = ""
 
 
@@ -45,7 +46,7 @@ class Routes(Frozen):
     """What the router serves: the deployment's `user_config`."""
 
     generation: int = 0
-    models: dict[str, ModelRoutes] = {}
+    models: dict[str, ModelRoutes] = Field(default_factory=dict)
 
 
 class HandleDispatcher:
@@ -93,7 +94,7 @@ class HandleDispatcher:
         info = await self._info(app)
         handle = self._handles[app].options(stream=True, method_name="generate")
 
-        async def generate(request: EngineRequest) -> AsyncIterator[Delta]:
+        async def generate(request: EngineRequest) -> AsyncGenerator[Delta, None]:
             async for delta in _through(handle, request):
                 yield delta
 
@@ -134,7 +135,7 @@ def choose(routes: ModelRoutes, subject: str) -> tuple[str, RouteKind]:
     return champion.app, "champion"
 
 
-async def _through(handle: DeploymentHandle, request: EngineRequest) -> AsyncIterator[Delta]:
+async def _through(handle: DeploymentHandle, request: EngineRequest) -> AsyncGenerator[Delta, None]:
     """One request through a handle; closing it cancels the request in the replica."""
     replies = handle.remote(request)
     done = False
@@ -157,11 +158,8 @@ async def _through(handle: DeploymentHandle, request: EngineRequest) -> AsyncIte
             replies.cancel()
 
 
-@serve.deployment(
-    name="router", num_replicas=1, max_ongoing_requests=1024, ray_actor_options={"num_cpus": 0}, max_queued_requests=-1
-)
 @serve.ingress()
-class Router:
+class RouterReplica:
     """Serve's ingress: the app over handles."""
 
     def __init__(self, endpoint: dict[str, Any]) -> None:
@@ -175,3 +173,8 @@ class Router:
     async def reconfigure(self, routes: dict[str, Any]) -> None:
         """Take the routes of a new `user_config`; no replica restarts."""
         self._dispatcher.set_routes(Routes.model_validate(routes))
+
+
+Router = serve.deployment(name="router", num_replicas=1, max_ongoing_requests=1024, ray_actor_options={"num_cpus": 0})(
+    RouterReplica
+)

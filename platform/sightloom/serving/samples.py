@@ -3,11 +3,11 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 
 from sightloom.serving.assemble import Assembler, Piece
 from sightloom.serving.dispatch import Route
-from sightloom.serving.engines.base import Delta, EngineRequest
+from sightloom.serving.engines.base import EngineRequest
 from sightloom.serving.errors import ApiError
 
 _log = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ class Samples:
     async def _run(self, route: Route, request: EngineRequest, assembler: Assembler, deadline_s: float) -> None:
         source = route.generate(request)
         try:
-            async with asyncio.timeout(deadline_s), _closing(source):
+            async with asyncio.timeout(deadline_s), contextlib.aclosing(source):
                 async for delta in source:
                     piece = assembler.push(delta)
                     self._pieces.put_nowait(piece)
@@ -70,14 +70,3 @@ class Samples:
             _log.exception("request %s failed", request.request_id)
             self._pieces.put_nowait(ApiError(500, "internal_error", "the request failed inside the endpoint"))
             raise
-
-
-@contextlib.asynccontextmanager
-async def _closing(source: AsyncIterator[Delta]) -> AsyncIterator[None]:
-    """Close an engine's iterator on the way out, whatever the way: that is what aborts the request."""
-    try:
-        yield
-    finally:
-        close = getattr(source, "aclose", None)
-        if close is not None:
-            await close()

@@ -3,7 +3,7 @@
 Everything here travels through Ray Serve handles, so it is plain frozen data.
 """
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -157,7 +157,7 @@ class Engine(Protocol):
         """Load the model; returns when a warm-up picture has been answered."""
         ...
 
-    def generate(self, request: EngineRequest) -> AsyncIterator[Delta]:
+    def generate(self, request: EngineRequest) -> AsyncGenerator[Delta, None]:
         """Answer one request; closing the iterator aborts it.
 
         Raises:

@@ -39,19 +39,21 @@ def read_facts(folder: Path) -> FolderFacts:
     text = config.get("text_config", config)
     manifest = folder / "manifest.json"
     defaults = _read(folder / "generation_config.json")
+    window = int(text.get("max_position_embeddings", 4096))
     sampled = bool(defaults.get("do_sample", False))
     return FolderFacts(
         digest=hashlib.sha256(manifest.read_bytes()).hexdigest() if manifest.is_file() else UNVERIFIED,
-        max_model_len=int(text.get("max_position_embeddings", 4096)),
-        thinking=_policy(_read(folder / "sightloom.json").get("thinking")),
+        max_model_len=window,
+        thinking=_policy(_read(folder / "sightloom.json").get("thinking"), window),
         temperature=float(defaults.get("temperature") or 1.0) if sampled else 0.0,
         top_p=float(defaults.get("top_p") or 1.0) if sampled else 1.0,
         top_k=int(defaults.get("top_k") or 0) if sampled else 0,
     )
 
 
-def _policy(value: Any) -> ThinkingPolicy:
-    standard = ThinkingPolicy()
+def _policy(value: Any, window: int) -> ThinkingPolicy:
+    """What the export says; where it names no reserve, 128 tokens or, in a small window, a 64th of it."""
+    standard = ThinkingPolicy(reserve=min(ThinkingPolicy().reserve, window // 64))
     if not isinstance(value, Mapping):
         return standard
     return ThinkingPolicy(

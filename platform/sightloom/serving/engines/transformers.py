@@ -10,7 +10,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
@@ -126,7 +126,7 @@ class TransformersEngine:
             self._alive = False
             raise
 
-    async def generate(self, request: EngineRequest) -> AsyncIterator[Delta]:
+    async def generate(self, request: EngineRequest) -> AsyncGenerator[Delta, None]:
         """Answer one request; see `Engine.generate`."""
         if not self._alive:
             raise ApiError(503, "not_ready", "the engine does not run", retry_after_s=2)

@@ -1,0 +1,110 @@
+"""`sightloom serve`: a model folder or a registered version behind an OpenAI-compatible endpoint."""
+
+import os
+import signal
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any
+
+import ray
+import typer
+from rich.console import Console
+
+from sightloom.cli import console
+from sightloom.errors import UserMistake
+from sightloom.registry import Registry
+from sightloom.serving.app import EndpointConfig
+from sightloom.serving.deploy import Deployment, check_host, check_port, deploy, shutdown
+from sightloom.serving.engines.transformers import TransformersSettings
+from sightloom.serving.local import serve_here
+from sightloom.serving.media import MediaLimits
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb."""
+
+    @app.command("serve")
+    def serve(
+        target: Annotated[str, typer.Argument(help="A model folder, or a registered model: NAME@champion, NAME:13.")],
+        port: Annotated[int, typer.Option(help="Port to listen on.", min=1, max=65535)] = 8000,
+        host: Annotated[str, typer.Option(help="Address to listen on; without keys only loopback.")] = "127.0.0.1",
+        name: Annotated[str, typer.Option(help="The model's name in requests.")] = "sightloom",
+        on: Annotated[
+            str, typer.Option(help="'process' = one process; 'ray' = a router and a replica on Ray Serve.")
+        ] = ("process"),
+        tracking: Annotated[str, typer.Option(help="MLflow store of a registered model.")] = "sqlite:///mlflow.db",
+        keys: Annotated[
+            str | None, typer.Option(help="Key file; without it everybody on this machine may ask.")
+        ] = None,
+        allow_domain: Annotated[list[str] | None, typer.Option(help="Fetch pictures from this domain, too.")] = None,
+        dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+        device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+        as_json: Annotated[bool, typer.Option("--json", help="Print the address as one JSON object.")] = False,
+    ) -> None:
+        """Serve a model until Ctrl-C. The page at / is a playground; OpenAI clients use /v1.
+
+        sightloom serve out/model
+        sightloom serve sightloom@champion --tracking sqlite:///out/mlflow.db --on ray
+        """
+        if on not in ("process", "ray"):
+            raise UserMistake(f"--on {on} is not known", "use --on process or --on ray")
+        endpoint = EndpointConfig(keys=keys, media=MediaLimits(allow_domains=tuple(allow_domain or ())))
+        settings = TransformersSettings(dtype=dtype, device=device)
+        check_host(host, endpoint)
+        check_port(host, port)
+        folder, model, version = find(target, name, tracking)
+
+        def announce(running: Deployment) -> None:
+            console.emit(as_result(running), as_json, lambda page: show(page, running))
+
+        if on == "process":
+            serve_here(folder, model, version, port, host, endpoint, settings, announce)
+            return
+        temporary = tempfile.mkdtemp(prefix="slray-")
+        ray.init(address="local", include_dashboard=False, log_to_driver=False, _temp_dir=temporary)
+        try:
+            announce(deploy(folder, model, version, port, host, endpoint, settings))
+            signal.sigwait({signal.SIGINT, signal.SIGTERM})
+        finally:
+            shutdown()
+            ray.shutdown()
+
+
+def find(target: str, name: str, tracking: str) -> tuple[Path, str, str]:
+    """The folder, name and version of what is to be served; a registered model's files are verified.
+
+    Raises:
+        UserMistake: neither a folder nor a registered model.
+    """
+    if Path(target).is_dir():
+        return Path(target), name, "1"
+    if os.sep in target or not any(mark in target for mark in "@:"):
+        raise UserMistake(
+            f"'{target}' is no folder", "give a model folder, or a registered model such as sightloom@champion"
+        )
+    registry = Registry(tracking)
+    version = registry.resolve(target)
+    cache = Path.home() / ".cache" / "sightloom" / "models"
+    return registry.materialize(version, cache), version.name, str(version.version)
+
+
+def as_result(running: Deployment) -> dict[str, Any]:
+    """The verb's JSON."""
+    return {
+        "address": running.address,
+        "api": running.api,
+        "model": running.model,
+        "version": running.version,
+        "digest": running.digest,
+        "seconds": running.seconds,
+        "pid": os.getpid(),
+    }
+
+
+def show(page: Console, running: Deployment) -> None:
+    """What people read."""
+    page.print(f"[bold]{running.model}[/] version {running.version}, ready after {running.seconds['total']:.1f} s")
+    page.print(f"  playground  {running.address}/")
+    page.print(f"  OpenAI API  {running.api}")
+    page.print(f'\nnext: sightloom ask "What is in the picture?" --image photo.png --url {running.address}')
+    page.print("      Ctrl-C ends it")

@@ -1,0 +1,55 @@
+"""The endpoint in one process: the app under uvicorn with one engine, for a laptop, an evaluation or a test."""
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+
+import uvicorn
+
+from sightloom.serving.app import EndpointConfig, build_app
+from sightloom.serving.deploy import Deployment, check_host, check_port
+from sightloom.serving.dispatch import LocalDispatcher
+from sightloom.serving.engines.transformers import TransformersEngine, TransformersSettings
+
+GRACE_S = 10.0
+
+
+def serve_here(
+    folder: Path,
+    name: str,
+    version: str,
+    port: int,
+    host: str,
+    endpoint: EndpointConfig,
+    settings: TransformersSettings,
+    on_ready: Callable[[Deployment], None],
+) -> None:
+    """Serve a model folder until the process is interrupted.
+
+    Raises:
+        UserMistake: no model folder, the port is in use, or the host is not loopback and there are no keys.
+    """
+    check_host(host, endpoint)
+    check_port(host, port)
+    engine = TransformersEngine(folder, version, settings)
+    app = build_app(endpoint, LocalDispatcher(name, engine))
+    server = uvicorn.Server(
+        uvicorn.Config(
+            app, host=host, port=port, log_level="warning", access_log=False, timeout_graceful_shutdown=int(GRACE_S)
+        )
+    )
+
+    async def run() -> None:
+        began = asyncio.get_running_loop().time()
+        await engine.start()
+        took = {"total": round(asyncio.get_running_loop().time() - began, 2)}
+        address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        serving = asyncio.create_task(server.serve())
+        while not server.started and not serving.done():
+            await asyncio.sleep(0.02)
+        if not serving.done():
+            on_ready(Deployment(address, name, version, engine.info.digest, took))
+        await serving
+        await engine.stop(GRACE_S)
+
+    asyncio.run(run())

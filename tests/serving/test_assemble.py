@@ -1,0 +1,81 @@
+"""Stop strings, borders and the split of tokens into thinking and answer."""
+
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import AutoTokenizer
+
+from sightloom.model.chat import THINK_CLOSE, THINK_OPEN, parse_response
+from sightloom.serving.assemble import Border
+from sightloom.serving.engines.base import Thinking
+from sightloom.serving.engines.split import Splitter, ThinkTokens
+
+LETTERS = st.text(alphabet="ab \n", max_size=24)
+
+
+def through(pieces: Sequence[str], stops: tuple[str, ...]) -> tuple[str, bool]:
+    border = Border(stops)
+    return "".join(border.push(piece) for piece in pieces) + border.end(), border.stopped
+
+
+@given(st.lists(LETTERS, max_size=8), st.lists(st.text(alphabet="ab ", min_size=1, max_size=4), max_size=3))
+def test_pieces_give_what_the_whole_text_gives(pieces: list[str], stops: list[str]) -> None:
+    text = "".join(pieces)
+    cuts = [text.find(stop) for stop in stops if stop in text]
+    expected = (text[: min(cuts)] if cuts else text).strip()
+    assert through(pieces, tuple(stops)) == (expected, bool(cuts))
+
+
+def test_nothing_of_a_stop_string_is_shown_before_it_is_whole() -> None:
+    border = Border(("END",))
+    assert border.push("one EN") == "one"
+    assert border.push("TRY") == " ENTRY"
+    assert border.push(" E") == ""
+    assert border.push("ND two") == ""
+    assert border.stopped
+
+
+@pytest.fixture(scope="module")
+def tokenizer(nano_folder: object) -> object:
+    return AutoTokenizer.from_pretrained(nano_folder)
+
+
+@pytest.mark.parametrize(
+    ("text", "opened"),
+    [
+        ("I count 3.\n</think>\n\nThree.", True),
+        ("<think>\nI count 3.\n</think>\n\nThree. ünïcode 猫 🎨", False),
+        ("Three.", False),
+        ("I never close", True),
+        ("</think>\n\nThree.", True),
+    ],
+)
+def test_the_split_of_tokens_equals_the_parser_of_whole_texts(tokenizer: object, text: str, opened: bool) -> None:
+    vocabulary = tokenizer.get_vocab()  # type: ignore[attr-defined]
+    marks = ThinkTokens(vocabulary[THINK_OPEN], vocabulary[THINK_CLOSE])
+    splitter = Splitter(tokenizer, marks, opened, 1000, frozenset())
+    reasoning = answer = ""
+    tokens = tokenizer.encode(text, add_special_tokens=False)  # type: ignore[attr-defined]
+    counted = 0
+    for token in tokens:
+        splitter.push(token)
+        piece = splitter.take()
+        reasoning, answer = reasoning + piece.reasoning, answer + piece.answer
+        counted += piece.num_reasoning + piece.num_answer
+    outcome = splitter.end()
+    piece = splitter.take()
+    parsed = parse_response(text, opened)
+    assert (reasoning + piece.reasoning).strip() == (parsed.thinking or "")
+    assert (answer + piece.answer).strip() == parsed.content
+    assert counted == len(tokens)
+    assert outcome == ("off" if parsed.thinking is None else "complete" if parsed.well_formed else "malformed")
+
+
+def test_a_budget_leaves_room_for_the_answer() -> None:
+    assert Thinking(True, 256, 32).effective_budget(1024) == 256
+    assert Thinking(True, 256, 32).effective_budget(200) == 168
+    assert Thinking(True, None, 32).effective_budget(200) == 168
+    assert Thinking(True, None, 32).effective_budget(20) == 10
+    assert Thinking(True, None, 32).effective_budget(1) == 1
