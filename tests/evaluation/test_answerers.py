@@ -1,0 +1,133 @@
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sightloom.errors import UserMistake
+from sightloom.evaluation.answerers import EndpointAnswerer, LocalAnswerer
+from sightloom.model.load import load
+
+from .conftest import example, png
+
+
+def test_a_local_model_answers_the_same_alone_and_in_a_batch_and_survives_a_broken_picture(nano: Path) -> None:
+    vlm = load(str(nano))
+    examples = [
+        example("a", "red", image=png("red", 64)),
+        example("broken", image=b"no picture"),
+        example("b", "blue", image=png("blue", 32)),
+        example("words", image=png("green", 64), task="a longer question about the colour"),
+    ]
+    ticks: list[int] = []
+    batched = LocalAnswerer(vlm).answer(examples, None, 12, ticks.append)
+    alone = [LocalAnswerer(vlm, batch_size=1).answer([one], None, 12)[0] for one in examples]
+    assert [p.content for p in batched] == [p.content for p in alone]
+    assert [p.id for p in batched] == [one.id for one in examples]
+    assert sum(ticks) == len(examples)
+    assert batched[1].error is not None
+    assert "unreadable image" in batched[1].error
+    assert not batched[1].well_formed
+    assert all(p.num_tokens <= 12 and p.error is None for p in (batched[0], batched[2]))
+
+
+def test_thinking_that_had_to_be_closed_is_truncated_and_not_well_formed(nano: Path) -> None:
+    answerer = LocalAnswerer(load(str(nano)), thinking_budget=4)
+    prediction = answerer.answer([example("a", image=png("red", 64))], True, 24)[0]
+    assert prediction.thinking is not None
+    assert prediction.thinking_outcome == "truncated"
+    assert not prediction.well_formed
+
+
+class Endpoint(BaseHTTPRequestHandler):
+    """An OpenAI-compatible edge that is busy at first, and breaks on demand."""
+
+    models = ("sightloom",)
+    seen: list[dict[str, Any]]
+    busy: set[str]
+
+    def do_GET(self) -> None:
+        if self.headers.get("authorization") != "Bearer sl-key":
+            return self._send(401, {"error": {"message": "no"}})
+        return self._send(200, {"data": [{"id": name} for name in self.models]})
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        question = body["messages"][-1]["content"][-1]["text"]
+        if question not in self.busy:
+            self.busy.add(question)
+            return self._send(429, {"error": {"message": "busy"}}, {"retry-after": "0"})
+        self.seen.append(body)
+        if "fail" in question:
+            return self._send(500, {"error": {"message": "engine_error"}})
+        if "odd" in question:
+            return self._send(200, {"choices": []})
+        message = {"content": " red ", "reasoning_content": "it looks red"}
+        choice = {"message": message, "finish_reason": "stop", "sightloom": {"thinking": "complete"}}
+        return self._send(200, {"choices": [choice], "usage": {"completion_tokens": 9}})
+
+    def _send(self, status: int, body: object, headers: dict[str, str] | None = None) -> None:
+        data = json.dumps(body).encode()
+        self.send_response(status)
+        for name, value in {"content-length": str(len(data)), **(headers or {})}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def endpoint() -> Iterator[tuple[str, type[Endpoint]]]:
+    handler = type("Handler", (Endpoint,), {"seen": [], "busy": set()})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_address[1]}", handler
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def asking(id: str, question: str) -> Any:
+    one = example(id)
+    message = one.conversation.messages[0]
+    changed = type(message)(message.role, question, message.image)
+    conversation = type(one.conversation)(id, "conversation", "colour", "art", (changed,), one.answer)
+    return type(one)(id, "tests", "art", "colour", one.image, conversation, one.answer, id)
+
+
+def test_an_endpoint_is_asked_with_pictures_and_busy_is_retried(endpoint: tuple[str, type[Endpoint]]) -> None:
+    url, handler = endpoint
+    answerer = EndpointAnswerer(f"{url}/v1/", key="sl-key", thinking_budget=7)
+    assert answerer.model == "sightloom"
+    found = answerer.answer([asking("1", "one"), asking("2", "fail"), asking("3", "odd")], True, 50)
+    answerer.close()
+    assert (found[0].content, found[0].thinking, found[0].num_tokens) == ("red", "it looks red", 9)
+    assert found[0].well_formed
+    assert [bool(p.error) for p in found] == [False, True, True]
+    assert "HTTP 500" in str(found[1].error)
+    assert "not a chat completion" in str(found[2].error)
+    body = next(body for body in handler.seen if body["messages"][-1]["content"][-1]["text"] == "one")
+    assert body["messages"][0]["content"][0]["image_url"]["url"].startswith("data:image/png;base64,")
+    assert (body["temperature"], body["max_completion_tokens"], body["thinking_token_budget"]) == (0, 50, 7)
+    assert body["chat_template_kwargs"] == {"enable_thinking": True}
+    assert len(handler.seen) == 3, "a failure is not retried"
+
+
+def test_a_wrong_address_key_or_model_is_said_before_the_first_question(endpoint: tuple[str, type[Endpoint]]) -> None:
+    url, handler = endpoint
+    with pytest.raises(UserMistake, match="refuses the key"):
+        EndpointAnswerer(url, key="wrong")
+    with pytest.raises(UserMistake, match=r"no model .other.; .* serves sightloom"):
+        EndpointAnswerer(url, "other", "sl-key")
+    assert EndpointAnswerer(url, "sightloom:13", "sl-key").model == "sightloom:13"
+    handler.models = ("a", "b")
+    with pytest.raises(UserMistake, match=r"no model is named; .* serves a, b"):
+        EndpointAnswerer(url, key="sl-key")
+    with pytest.raises(UserMistake, match="nothing answers"):
+        EndpointAnswerer("http://127.0.0.1:9")
