@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 # Before any test module imports torch, Ray or MLflow: nothing is written outside temporary folders, and two cores are shared on purpose.
 _HOME = tempfile.mkdtemp(prefix="sightloom-test-home-")
@@ -20,6 +21,10 @@ os.environ |= {
     "HF_HUB_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "false",
 }
+
+# A deadline for one example measures the neighbours on a shared machine, not the code.
+settings.register_profile("shared", deadline=None)
+settings.load_profile("shared")
 
 SHARED_DATA = Path(__file__).parent.parent.parent / "shared" / "data"
 

@@ -110,6 +110,22 @@ def test_temperature_divides_the_logits(trainable: TrainableVLM, documents: list
     assert cold < warm
 
 
+def test_the_patch_embedding_as_a_product_equals_its_convolution(nano: VLM, documents: list[Document]) -> None:
+    embedding, pixels = nano.model.model.visual.patch_embed, documents[0].pixel_values
+    with torch.no_grad():
+        torch.testing.assert_close(embedding(pixels), type(embedding).forward(embedding, pixels), atol=1e-5, rtol=0)
+
+
+def test_a_blank_document_adds_no_label_and_no_gradient(trainable, encoder, documents) -> None:
+    with_blank = packed(trainable, [documents[3], encoder.blank()])
+    out = trainable(with_blank)
+    out.logprobs.sum().backward()
+    assert with_blank.num_labels == packed(trainable, [documents[3]]).num_labels
+    visual = [p.grad for name, p in trainable.named_parameters() if "visual" in name]
+    assert all(grad is not None and not grad.any() for grad in visual)
+    trainable.zero_grad()
+
+
 def test_an_empty_pack_is_refused() -> None:
     with pytest.raises(ValueError, match="needs documents"):
         pack_documents([], 5, 2)

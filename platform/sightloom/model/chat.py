@@ -215,6 +215,14 @@ class Encoder:
         document = self._document(text.strip() + TURN_END, [], None)
         return Document(document.input_ids, document.loss_mask, pool=True)
 
+    def blank(self) -> Document:
+        """A document with the least picture and no label: it keeps the vision tower of an image-free rank in step."""
+        part = self._tokenizer.encode(IMAGE_PART, add_special_tokens=False).ids
+        width = 3 * int(self._images.temporal_patch_size) * self._patch**2
+        ids = torch.tensor(part)
+        grid = torch.tensor([[1, self._merge, self._merge]])
+        return Document(ids, torch.zeros(len(part), dtype=torch.bool), torch.zeros(self._merge**2, width), grid)
+
     def num_image_tokens(self, width: int, height: int) -> int:
         """How many tokens a picture of that size becomes, without touching a pixel."""
         return self.num_patches(width, height) // self._merge**2

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from sightloom.model import attention
+from sightloom.model import attention, patch_embedding
 from sightloom.model.packs import Pack
 from sightloom.objectives.language import token_logprobs, token_logprobs_and_entropy
 
@@ -53,6 +53,7 @@ class TrainableVLM(nn.Module):
     def __init__(self, model: Any, heads: ContrastiveHeads | None = None) -> None:
         super().__init__()
         attention.register(model)
+        patch_embedding.use_matrix_product(model)
         self.vlm = model
         self.heads = heads
         self.image_token_id: int = model.config.image_token_id

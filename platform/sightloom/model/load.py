@@ -13,7 +13,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from sightloom import storage
 from sightloom.config import digest
 from sightloom.errors import UserMistake
-from sightloom.model import attention
+from sightloom.model import attention, patch_embedding
 
 DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -49,6 +49,7 @@ def load(source: str, dtype: str = "float32", device: str = "cpu", cache: Path |
     except (OSError, ValueError, KeyError) as error:
         raise UserMistake(f"cannot load a vision-language model from {source!r}: {error}") from error
     attention.register(model)
+    patch_embedding.use_matrix_product(model)
     return VLM(model.to(device).eval(), processor, processor.tokenizer, folder)
 
 
