@@ -175,10 +175,14 @@ class ClipModel:
         """Return normalised image features, float32 [N, D]."""
         parts = []
         for start in range(0, len(crops_NHWC), self.spec.scorer.batch):
-            pixels = torch.from_numpy(crops_NHWC[start : start + self.spec.scorer.batch]).to(self.device)
-            pixels = (pixels.permute(0, 3, 1, 2).float() / 255.0 - self.mean) / self.std
-            parts.append(self.model.encode_image(pixels.to(self.dtype)).float())
+            pixels_NCHW = self.pixels(crops_NHWC[start : start + self.spec.scorer.batch])
+            parts.append(self.model.encode_image(pixels_NCHW).float())
         return torch.nn.functional.normalize(torch.cat(parts), dim=-1)
+
+    def pixels(self, crops_NHWC: npt.NDArray[np.uint8]) -> torch.Tensor:
+        """Return crops as the model wants them, normalised, [N, 3, side, side]."""
+        pixels = torch.from_numpy(crops_NHWC).to(self.device)
+        return ((pixels.permute(0, 3, 1, 2).float() / 255.0 - self.mean) / self.std).to(self.dtype)
 
     def text_features(self, texts: Sequence[str]) -> torch.Tensor:
         """Return normalised text features, float32 [N, D]; equal texts are encoded once, short ones together."""
