@@ -85,7 +85,11 @@ def test_low_detail_shrinks() -> None:
 
 
 GIF = encode(
-    Image.new("P", (8, 8)), "GIF", save_all=True, append_images=[Image.new("P", (8, 8), 9)], duration=100, loop=0
+    Image.new("RGB", (8, 8), "red"),
+    "GIF",
+    save_all=True,
+    append_images=[Image.new("RGB", (8, 8), "blue")],
+    duration=100,
 )
 REFUSED: dict[str, tuple[str, int, str]] = {
     "truncated": (data_url(picture()[:-400]), 400, "invalid_image"),
@@ -135,7 +139,7 @@ def served(handle: Callable[[web.Request], Awaitable[web.StreamResponse]], path:
     async def run() -> bytes:
         app = web.Application()
         app.router.add_get("/{name}", handle)
-        runner = web.AppRunner(app)
+        runner = web.AppRunner(app, shutdown_timeout=0.1)
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", 0).start()
         port = runner.addresses[0][1]
