@@ -98,7 +98,7 @@ class Corpus:
             rows = rows[fits]
             if len(rows) == 0:
                 raise UserMistake(
-                    f"stage '{stage.name}', mix.{name}: no sample to train on is left, {int((~fits).sum())} are too long",
+                    f"stage '{stage.name}', mix.{name}: nothing to train on is left, {int((~fits).sum())} are too long",
                     f"look at its `where` ({source.where or 'none'}) and at batch.max_tokens",
                 )
             domains = self.domains(rows) if source.by == "domain" else np.full(len(rows), "", dtype=np.str_)

@@ -76,8 +76,14 @@ class Batch(Frozen):
 
 
 class Optim(Frozen):
-    """AdamW and its schedule; `warmup` and `floor` are shares of the steps and of the rate."""
+    """The optimizer and its schedule; `warmup` and `floor` are shares of the steps and of the rate.
 
+    `muon`: matrices by Muon at the group's rate, everything else by AdamW at `rest` times that rate.
+    """
+
+    kind: Literal["adamw", "muon"] = "adamw"
+    momentum: Share = 0.95
+    rest: Positive = 0.5
     betas: tuple[Share, Share] = (0.9, 0.95)
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
     warmup: Share = 0.03
@@ -127,8 +133,9 @@ class AlignObjective(Frozen):
 class SftObjective(Frozen):
     """Supervised fine-tuning on conversations.
 
-    `reasoning: false` leaves worked steps out (direct answers); with true they are rendered, and the share
-    `empty_think_share` of the documents answers directly after an empty, closed block.
+    `reasoning: false` leaves worked steps out (direct answers). With true the prompt opens a think block, in which the
+    steps are written, or which is closed at once where the record has none; the share `empty_think_share` of the
+    documents answers directly after a block that the prompt closed.
     """
 
     kind: Literal["sft"]

@@ -14,6 +14,7 @@ from PIL import Image
 from sightloom import storage
 from sightloom.config import canonical_json
 from sightloom.errors import SightloomError
+from sightloom.model.chat import Encoder
 from sightloom.model.generation import Generation, GenerationRequest, Generator
 from sightloom.model.load import VLM, load
 from sightloom.records import Conversation
@@ -108,9 +109,10 @@ def verify(folder: Path) -> VLM:
 
 
 def _answers(vlm: VLM, probes: Sequence[Probe], thinking: bool | None) -> list[Generation]:
+    encoder = Encoder(vlm.processor)
     requests = [
         GenerationRequest(
-            vlm.encoder.prompt(probe.conversation, _picture(probe.image), thinking), max_new_tokens=_PROBE_TOKENS
+            encoder.prompt(probe.conversation, _picture(probe.image), thinking), max_new_tokens=_PROBE_TOKENS
         )
         for probe in probes
     ]

@@ -79,7 +79,9 @@ def fit(
         workers.reduce_gradients(parameters)
         norm = float(torch.nn.utils.clip_grad_norm_(parameters, options.clip))
         factor = schedule_factor(step, steps, options)
-        if math.isfinite(norm):
+        if counts.get("samples", 1.0) == 0:
+            in_a_row = 0  # nothing to learn from (no group with signal): the weights stay as they are
+        elif math.isfinite(norm):
             in_a_row = 0
             set_rates(optimizer, factor)
             optimizer.step()

@@ -1,4 +1,4 @@
-"""AdamW with a rate for each part of the model, and the schedule: pure functions of the step."""
+"""The optimizer with a rate for each part of the model, and the schedule: pure functions of the step."""
 
 import math
 from collections.abc import Mapping
@@ -7,6 +7,8 @@ from typing import Any
 import torch
 
 from sightloom.training.curriculum import Optim
+from sightloom.training.muon import Muon
+from sightloom.training.parallel import Workers
 
 
 def schedule_factor(step: int, steps: int, options: Optim) -> float:
@@ -26,23 +28,29 @@ def build_optimizer(
     groups: Mapping[Any, list[str]],
     rates: Mapping[str, float | None],
     options: Optim,
-) -> torch.optim.AdamW:
-    """AdamW over what trains; parameters of frozen groups stop requiring a gradient.
+    workers: Workers,
+) -> torch.optim.Optimizer:
+    """The optimizer over what trains; parameters of frozen groups stop requiring a gradient.
 
     Matrices decay; norms, biases and embeddings do not. `groups` maps vision, fusion, decoder and head to names.
     """
-    collected = []
+    collected: list[dict[str, Any]] = []
+    muon = options.kind == "muon"
     for group, rate in rates.items():
         named = [(name, parameters[name]) for name in groups.get(group, [])]
         for _, parameter in named:
             parameter.requires_grad_(rate is not None)
-        if rate is None or not named:
+        if rate is None:
             continue
-        decayed = [parameter for name, parameter in named if _decays(name, parameter)]
-        plain = [parameter for name, parameter in named if not _decays(name, parameter)]
-        for members, decay in ((decayed, options.weight_decay), (plain, 0.0)):
+        for matrices in (True, False):
+            members = [parameter for name, parameter in named if _is_matrix(name, parameter) == matrices]
+            peak = rate * options.rest if muon and not matrices else rate
+            decay = options.weight_decay if matrices else 0.0
+            entry = {"params": members, "lr": peak, "peak_lr": peak, "weight_decay": decay}
             if members:
-                collected.append({"params": members, "lr": rate, "peak_lr": rate, "weight_decay": decay})
+                collected.append({**entry, "muon": matrices} if muon else entry)
+    if muon:
+        return Muon(collected, options.betas, options.momentum, workers.rank, workers.world, workers.sum)
     return torch.optim.AdamW(collected, betas=options.betas, eps=1e-8, fused=True)
 
 
@@ -52,5 +60,5 @@ def set_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
         group["lr"] = group["peak_lr"] * factor
 
 
-def _decays(name: str, parameter: torch.nn.Parameter) -> bool:
-    return parameter.ndim >= 2 and "embed" not in name and "norm" not in name
+def _is_matrix(name: str, parameter: torch.nn.Parameter) -> bool:
+    return parameter.ndim == 2 and "embed" not in name

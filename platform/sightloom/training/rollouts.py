@@ -67,7 +67,7 @@ def advantages(rewards: Sequence[float], options: Advantage) -> tuple[float, ...
     """Advantages of one group's rewards; NaN rewards get 0."""
     rewards_PG = torch.tensor([list(rewards)], dtype=torch.float64)
     if options.name == "g2rpo":
-        values = g2rpo(rewards_PG, scope=options.scope, unit_variance=options.unit_variance)
+        values = g2rpo(rewards_PG, unit_variance=options.unit_variance)
     else:
         values = {"grpo": grpo, "dr_grpo": dr_grpo, "rloo": rloo}[options.name](rewards_PG)
     return tuple(values[0].tolist())

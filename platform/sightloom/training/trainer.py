@@ -1,7 +1,7 @@
 """Ray Train around the loop: a crew of workers that stays warm from the first stage to the last.
 
 One `TorchTrainer` run serves a whole curriculum. Its workers ask a small actor, the desk, for the next stage, so the
-ten seconds in which a process imports torch and transformers are paid once and not once a stage, and they overlap with the
+ten seconds in which a process imports torch and transformers are paid once, not once a stage, and overlap with the
 driver's own preparations. What a stage needs travels in its order; what it says while it runs comes back through the
 desk, and the driver alone talks to MLflow. When a worker dies Ray Train starts the group again (at most `max_failures`
 times), the desk hands out the unfinished order once more, and the loop goes on from the last checkpoint.

@@ -68,7 +68,7 @@ def run_stage(
     packer = Packer(encoder, model.image_token_id, model.merge_size)
     objective = build_objective(stage, corpus, packer, workers, order.seed, vlm, Path(order.folder))
     optimizer = build_optimizer(
-        dict(model.named_parameters()), module_groups(model), stage.train.by_group(), stage.optim
+        dict(model.named_parameters()), module_groups(model), stage.train.by_group(), stage.optim, workers
     )
     start = Position(0, {})
 

@@ -1,0 +1,58 @@
+"""The verb train."""
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from sightloom.cli import console
+from sightloom.config import load
+from sightloom.progress import terminal_progress
+from sightloom.tracking import open_tracker
+from sightloom.training.curriculum import Curriculum
+from sightloom.training.stages import TrainResult, train
+
+_SHOWN = ("eval/all/caption_loss", "eval/all/retrieval_r1", "eval/all/accuracy", "eval/steps/accuracy")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb."""
+    app.command("train")(train_verb)
+
+
+def train_verb(
+    curriculum: Annotated[
+        str, typer.Argument(help="Curriculum file, e.g. pipelines/curricula/nano.yaml.", show_default=False)
+    ],
+    out: Annotated[str, typer.Option(help="Folder for stages, checkpoints and the MLflow store.")] = "out/train",
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Override a key, e.g. data.manifest=… or stages.0.steps=100."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Train a model through the stages of a curriculum; finished stages are not run again.
+
+    Uses the Ray cluster of RAY_ADDRESS, or starts a local Ray for the time of the run.
+    """
+    options = load(Curriculum, curriculum, set_ or [])
+    store = options.tracking.uri or f"sqlite:///{Path(out).absolute()}/mlflow.db"
+    tracker = open_tracker(store, options.tracking.experiment)
+    result = train(options, out, terminal_progress(), tracker, os.environ.get("RAY_ADDRESS", "local"))
+    console.emit(result.to_json(), as_json, lambda screen: _show(screen, result, store))
+
+
+def _show(screen: Console, result: TrainResult, store: str) -> None:
+    table = Table(box=None, pad_edge=False)
+    for title in ("stage", "objective", "steps", "samples", "seconds", "result", *(n[5:] for n in _SHOWN)):
+        table.add_column(title, justify="left" if title in ("stage", "objective", "result") else "right")
+    for stage in result.stages:
+        figures = [f"{stage.metrics[name]:.3g}" if name in stage.metrics else "–" for name in _SHOWN]
+        numbers = (str(stage.steps), str(stage.samples), f"{stage.seconds:.0f}")
+        table.add_row(stage.name, stage.objective, *numbers, stage.status, *figures)
+    screen.print(table)
+    screen.print(f"\nmodel   {result.model_dir}\nMLflow  {store}", soft_wrap=True)
+    screen.print(f"next: sightloom serve {result.model_dir}", soft_wrap=True)
