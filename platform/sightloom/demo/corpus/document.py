@@ -6,7 +6,7 @@ from numpy.random import Generator
 
 from sightloom.demo.corpus import arithmetic, levels
 from sightloom.demo.corpus.canvas import BLACK, INK, WHITE, Canvas, Colour, tint
-from sightloom.demo.corpus.draws import maybe, pick, pick_some
+from sightloom.demo.corpus.draws import maybe, pick, pick_some, told
 from sightloom.demo.corpus.icons import FOOD
 from sightloom.demo.corpus.sample import Sample, compose, number, text
 
@@ -79,6 +79,5 @@ def _bill(rng: Generator) -> Sample:
         number("total", "What is the total?", total, steps),
         number("together", f"What do {pair[0]} and {pair[1]} cost together?", together, pair_steps),
     ]
-    order, by_place = pick_some(rng, tuple(zip(LINES, names, strict=True)), 3), maybe(rng, 0.5)
-    parts = [f"{line} {name} {facts[name]}" if by_place else f"{name} {facts[name]}" for line, name in order]
+    parts = told(rng, [f"{name} {price}" for name, price in facts.items()])
     return compose(rng, "document", canvas.finish(), f"bill, {', '.join(parts)}", direct, worked)

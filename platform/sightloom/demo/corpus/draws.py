@@ -1,12 +1,14 @@
 """Random choices from one keyed generator: the same key gives the same picture on every machine."""
 
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Final, TypeVar
 
 import numpy as np
 from numpy.random import Generator, Philox
 
 T = TypeVar("T")
+
+IN_ORDER: Final = 0.7
 
 
 def keyed(seed: int, purpose: int, index: int) -> Generator:
@@ -27,3 +29,8 @@ def pick(rng: Generator, items: Sequence[T]) -> T:
 def pick_some(rng: Generator, items: Sequence[T], count: int) -> list[T]:
     """`count` different `items` in random order."""
     return [items[int(place)] for place in rng.permutation(len(items))[:count]]
+
+
+def told(rng: Generator, facts: Sequence[T]) -> list[T]:
+    """The facts of a caption: mostly in reading order (easily learned), else in any order (each is looked up)."""
+    return list(facts) if maybe(rng, IN_ORDER) else pick_some(rng, facts, len(facts))

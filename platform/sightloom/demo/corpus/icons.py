@@ -63,28 +63,15 @@ def tent(canvas: Canvas, x: float, y: float, ink: Colour) -> None:
     canvas.polygon([(x - 5, y + 10), (x, y - 2), (x + 5, y + 10)], BLACK)
 
 
-def heart(canvas: Canvas, x: float, y: float, ink: Colour) -> None:
-    """A heart."""
-    canvas.circle(x - 3, y - 2, 3.5, ink)
-    canvas.circle(x + 3, y - 2, 3.5, ink)
-    canvas.polygon([(x - 6.3, y - 0.5), (x + 6.3, y - 0.5), (x, y + 7)], ink)
-
-
 def plus(canvas: Canvas, x: float, y: float, ink: Colour) -> None:
     """A plus sign."""
-    canvas.rectangle(x - 7, y - 2, x + 7, y + 2, ink)
-    canvas.rectangle(x - 2, y - 7, x + 2, y + 7, ink)
+    canvas.rectangle(x - 8, y - 2.5, x + 8, y + 2.5, ink)
+    canvas.rectangle(x - 2.5, y - 8, x + 2.5, y + 8, ink)
 
 
-def play(canvas: Canvas, x: float, y: float, ink: Colour) -> None:
-    """A play triangle."""
-    canvas.polygon([(x - 5, y - 7), (x + 7, y), (x - 5, y + 7)], ink)
-
-
-def ball(canvas: Canvas, x: float, y: float, ink: Colour) -> None:
-    """A record dot inside a ring."""
-    canvas.ring(x, y, 7, ink, 1.5)
-    canvas.circle(x, y, 3, ink)
+def minus(canvas: Canvas, x: float, y: float, ink: Colour) -> None:
+    """A minus sign."""
+    canvas.rectangle(x - 8, y - 2.5, x + 8, y + 2.5, ink)
 
 
 def tea(canvas: Canvas, x: float, y: float) -> None:
@@ -154,53 +141,11 @@ def alarm(canvas: Canvas, x: float, y: float) -> None:
     canvas.circle(x, y + 5, 1.8, INK["red"])
 
 
-def mail(canvas: Canvas, x: float, y: float) -> None:
-    """An envelope on a blue tile."""
-    canvas.rectangle(x - 9, y - 9, x + 9, y + 9, INK["blue"], 4)
-    canvas.rectangle(x - 6, y - 4, x + 6, y + 5, WHITE)
-    canvas.line([(x - 6, y - 4), (x, y + 1), (x + 6, y - 4)], INK["blue"], 1)
-
-
-def chat(canvas: Canvas, x: float, y: float) -> None:
-    """A speech bubble on a green tile."""
-    canvas.rectangle(x - 9, y - 9, x + 9, y + 9, INK["green"], 4)
-    canvas.ellipse(x, y - 1, 6, 4.5, WHITE)
-    canvas.polygon([(x - 4, y + 1), (x - 5, y + 6), (x, y + 3)], WHITE)
-
-
-def news(canvas: Canvas, x: float, y: float) -> None:
-    """Lines of print on a dark tile."""
-    canvas.rectangle(x - 9, y - 9, x + 9, y + 9, BLACK, 4)
-    for row in (-5, -1, 3):
-        canvas.rectangle(x - 6, y + row, x + 6, y + row + 2, WHITE)
-
-
-def music(canvas: Canvas, x: float, y: float) -> None:
-    """A note on a purple tile."""
-    canvas.rectangle(x - 9, y - 9, x + 9, y + 9, INK["purple"], 4)
-    canvas.circle(x - 2, y + 4, 2.8, WHITE)
-    canvas.rectangle(x - 0.5, y - 6, x + 1.2, y + 4, WHITE)
-    canvas.rectangle(x - 0.5, y - 6, x + 5, y - 3.5, WHITE)
-
-
-def shop(canvas: Canvas, x: float, y: float) -> None:
-    """A bag on a yellow tile."""
-    canvas.rectangle(x - 9, y - 9, x + 9, y + 9, INK["yellow"], 4)
-    canvas.ring(x, y - 2, 3.5, BLACK, 1.3)
-    canvas.rectangle(x - 5, y - 2, x + 5, y + 6, BLACK, 1)
-
-
 SKY: Final[dict[str, Icon]] = {"balloon": balloon, "kite": kite, "star": star}
 GROUND: Final[dict[str, Icon]] = {"house": house, "tree": tree, "car": car, "tent": tent}
-SIGNS: Final[dict[str, Icon]] = {
-    "star": lambda c, x, y, ink: star(c, x, y, ink, 8),
-    "heart": heart,
-    "plus": plus,
-    "play": play,
-}
+SIGNS: Final[dict[str, Icon]] = {"star": lambda c, x, y, ink: star(c, x, y, ink, 9), "plus": plus, "minus": minus}
 FOOD: Final = {"tea": tea, "cake": cake, "fish": fish, "apple": apple, "bread": bread}
 SETTINGS: Final = {"wifi": wifi, "sound": sound, "light": light, "lock": lock, "alarm": alarm}
-APPS: Final = {"mail": mail, "chat": chat, "news": news, "music": music, "shop": shop}
 
 
 def outlined(canvas: Canvas, icon: Icon, x: float, y: float, ink: Colour, glow: Colour) -> None:

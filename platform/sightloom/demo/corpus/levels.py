@@ -6,7 +6,7 @@ from numpy.random import Generator
 
 from sightloom.demo.corpus import arithmetic
 from sightloom.demo.corpus.canvas import INK
-from sightloom.demo.corpus.draws import maybe, pick_some
+from sightloom.demo.corpus.draws import pick_some, told
 from sightloom.demo.corpus.places import ORDINALS
 from sightloom.demo.corpus.sample import Question, choice, number
 
@@ -20,12 +20,8 @@ def draw_levels(rng: Generator) -> dict[str, int]:
 
 
 def describe(rng: Generator, facts: dict[str, int]) -> str:
-    """The facts in any order, by colour or by place and colour."""
-    order = pick_some(rng, tuple(enumerate(facts)), len(facts))
-    by_place = maybe(rng, 0.5)
-    return ", ".join(
-        f"{ORDINALS[place]} {name} {facts[name]}" if by_place else f"{name} {facts[name]}" for place, name in order
-    )
+    """The facts by colour, mostly from left to right."""
+    return ", ".join(told(rng, [f"{name} {level}" for name, level in facts.items()]))
 
 
 def direct_questions(facts: dict[str, int], value: str, place: str, most: str, least: str) -> list[Question]:

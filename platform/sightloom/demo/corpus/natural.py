@@ -6,7 +6,7 @@ from typing import Final
 from numpy.random import Generator
 
 from sightloom.demo.corpus.canvas import INK, WHITE, Canvas
-from sightloom.demo.corpus.draws import maybe, pick, pick_some
+from sightloom.demo.corpus.draws import maybe, pick, pick_some, told
 from sightloom.demo.corpus.icons import GROUND, SKY, outlined
 from sightloom.demo.corpus.places import PLACES, WAYS
 from sightloom.demo.corpus.sample import Question, Sample, choice, compose, number, text
@@ -55,18 +55,8 @@ def _background(rng: Generator, time: str, ground: str) -> Canvas:
 
 
 def _caption(rng: Generator, things: list[Thing], time: str, ground: str) -> str:
-    order = pick_some(rng, range(4), 4)
-    wording = int(rng.integers(3))
-    parts = []
-    for place in order:
-        thing = things[place]
-        if wording == 0 or (wording == 2 and not thing):
-            parts.append(f"{_say(thing)} {PLACES[place]}")
-        elif wording == 1:
-            parts.append(f"{PLACES[place]} {_say(thing)}")
-        elif thing:
-            parts.append(f"{thing[1]} {thing[0]} {PLACES[place]}")
-    return f"{', '.join(parts)}, {time} over {ground}"
+    parts = [f"{place} {_say(thing)}" for place, thing in zip(PLACES, things, strict=True)]
+    return f"{', '.join(told(rng, parts))}, {time} over {ground}"
 
 
 def _say(thing: Thing) -> str:

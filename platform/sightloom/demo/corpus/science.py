@@ -1,24 +1,20 @@
-"""Scientific figures: test tubes to compare, a balance to load, curves that rise or fall."""
+"""Scientific figures: test tubes to compare, a balance to weigh with."""
 
-import math
 from typing import Final
 
 from numpy.random import Generator
 
 from sightloom.demo.corpus import arithmetic, levels
 from sightloom.demo.corpus.canvas import BLACK, GREY, INK, WHITE, Canvas, tint
-from sightloom.demo.corpus.draws import maybe, pick, pick_some
+from sightloom.demo.corpus.draws import maybe, pick_some, told
 from sightloom.demo.corpus.sample import Sample, choice, compose, number
 
-SHAPES: Final = ("rising", "falling", "peak", "dip")
 SIDES: Final = ("left", "right", "none")
-PANELS: Final = ("above", "below")
 
 
 def draw(rng: Generator) -> Sample:
-    """Test tubes, a balance, or two curves."""
-    kind = rng.random()
-    return _tubes(rng) if kind < 0.5 else _balance(rng) if kind < 0.75 else _curves(rng)
+    """Test tubes or a balance."""
+    return _tubes(rng) if maybe(rng, 0.6) else _balance(rng)
 
 
 def _tubes(rng: Generator) -> Sample:
@@ -68,36 +64,6 @@ def _balance(rng: Generator) -> Sample:
     ]
     total, steps = arithmetic.add(facts, ("left", "right"))
     worked = [number("blocks-total", "How many blocks are there in all?", total, steps)]
-    parts = [f"{side} {facts[side]} {ink}" for side, ink in pick_some(rng, sides, 2)]
+    parts = told(rng, [f"{side} {ink} {facts[side]}" for side, ink in sides])
     caption = f"balance, {', '.join(parts)}, {heavier} is heavier"
     return compose(rng, "science", canvas.finish(), caption, direct, worked)
-
-
-def _curves(rng: Generator) -> Sample:
-    colours = pick_some(rng, tuple(INK), 2)
-    shapes = [pick(rng, SHAPES), pick(rng, SHAPES)]
-    canvas = Canvas(WHITE)
-    for panel, (colour, shape) in enumerate(zip(colours, shapes, strict=True)):
-        top = 32 * panel
-        canvas.rectangle(3, top + 2, 62, top + 30, tint(WHITE, (225, 232, 242), rng.uniform(0.3, 1)))
-        reach, middle = rng.uniform(10, 12), top + 16 + rng.uniform(-1, 1)
-        points = [(5 + 5.5 * step, middle - reach * _height(shape, step / 10)) for step in range(11)]
-        canvas.line(points, INK[colour], 3)
-        canvas.rectangle(3, top + 29, 62, top + 30, BLACK)
-        canvas.rectangle(3, top + 2, 4, top + 30, BLACK)
-    facts = tuple(zip(colours, shapes, PANELS, strict=True))
-    direct = [
-        *(choice("curve", f"How does the {ink} curve go?", shape, SHAPES) for ink, shape, _ in facts),
-        *(choice("curve-colour", f"What colour is the curve {panel}?", ink, tuple(INK)) for ink, _, panel in facts),
-        *(choice("panel", f"How does the curve {panel} go?", shape, SHAPES) for _, shape, panel in facts),
-    ]
-    order, by_place = pick_some(rng, facts, 2), maybe(rng, 0.5)
-    parts = [f"{panel} {ink} {shape}" if by_place else f"{ink} {shape} {panel}" for ink, shape, panel in order]
-    return compose(rng, "science", canvas.finish(), f"plots, {', '.join(parts)}", direct)
-
-
-def _height(shape: str, x: float) -> float:
-    if shape in ("rising", "falling"):
-        return (2 * x - 1) * (1 if shape == "rising" else -1)
-    bump = 2 * math.sin(math.pi * x) - 1
-    return bump if shape == "peak" else -bump

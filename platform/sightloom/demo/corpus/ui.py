@@ -1,26 +1,22 @@
-"""User interfaces: buttons to click, switches to read, apps with unread messages."""
+"""User interfaces: buttons to click and switches to read."""
 
 from typing import Final
 
 from numpy.random import Generator
 
-from sightloom.demo.corpus import arithmetic
 from sightloom.demo.corpus.canvas import GREY, INK, WHITE, Canvas, Colour, tint
-from sightloom.demo.corpus.draws import maybe, pick, pick_some
-from sightloom.demo.corpus.icons import APPS, SETTINGS, SIGNS
+from sightloom.demo.corpus.draws import maybe, pick, pick_some, told
+from sightloom.demo.corpus.icons import SETTINGS, SIGNS
 from sightloom.demo.corpus.places import ORDINALS, PLACES, WAYS
 from sightloom.demo.corpus.sample import Sample, choice, click, compose, number, text
 
 BUTTON_SPOTS: Final = ((250, 300), (750, 300), (250, 750), (750, 750))
-APP_SPOTS: Final = ((200, 250), (700, 250), (200, 750), (700, 750))
 SWITCH_SPOTS: Final = ((750, 125), (750, 375), (750, 625), (750, 875))
-MOST: Final = 6  # unread messages
 
 
 def draw(rng: Generator) -> Sample:
-    """A window with buttons, a page of settings, or a home screen."""
-    kind = int(rng.integers(3))
-    return _buttons(rng) if kind == 0 else _settings(rng) if kind == 1 else _home(rng)
+    """A window with buttons or a page of settings."""
+    return _buttons(rng) if maybe(rng, 0.5) else _settings(rng)
 
 
 def _box(x1: float, y1: float, x2: float, y2: float) -> tuple[int, int, int, int]:
@@ -54,8 +50,7 @@ def _buttons(rng: Generator) -> Sample:
             steps = f"{colours[start]} {PLACES[start]}, {way} is {PLACES[end]}"
             prompt = f"Click the button {way} the {colours[start]} one."
             worked.append(click("click-next", prompt, BUTTON_SPOTS[end], boxes[end], steps))
-    order, by_place = pick_some(rng, facts, 4), maybe(rng, 0.5)
-    parts = [f"{place} {ink} {sign}" if by_place else f"{ink} {sign} {place}" for ink, sign, place in order]
+    parts = told(rng, [f"{place} {ink} {sign}" for ink, sign, place in facts])
     return compose(rng, "ui", canvas.finish(), f"window, {', '.join(parts)}", direct, worked)
 
 
@@ -84,8 +79,7 @@ def _settings(rng: Generator) -> Sample:
         *(text("setting", f"What is the {line} setting?", name) for line, name, _ in facts),
     ]
     worked = [number("count-on", "How many switches are on?", seen, ", ".join(steps))]
-    order, by_place = pick_some(rng, facts, 4), maybe(rng, 0.5)
-    parts = [f"{line} {name} {word}" if by_place else f"{name} {word} {line}" for line, name, word in order]
+    parts = told(rng, [f"{name} {word}" for _, name, word in facts])
     return compose(rng, "ui", canvas.finish(), f"settings, {', '.join(parts)}", direct, worked)
 
 
@@ -93,33 +87,3 @@ def _switch(canvas: Canvas, x: float, y: float, state: bool) -> None:
     track: Colour = (40, 180, 90) if state else GREY
     canvas.rectangle(x - 9, y - 5, x + 9, y + 5, track, 5)
     canvas.circle(x + 4.5 if state else x - 4.5, y, 3.8, WHITE)
-
-
-def _home(rng: Generator) -> Sample:
-    names = pick_some(rng, tuple(APPS), 4)
-    unread = {name: int(rng.integers(1, MOST + 1)) for name in names}
-    canvas = Canvas(tint((175, 205, 215), (215, 195, 215), rng.uniform(0, 1)))
-    boxes = []
-    for place, name in enumerate(names):
-        x, y = 12 + 32 * (place % 2) + rng.uniform(-1, 1), 15 + 32 * (place // 2) + rng.uniform(-1, 1)
-        APPS[name](canvas, x, y)
-        left, top = 18 + 32 * (place % 2), 1 + 32 * (place // 2)
-        canvas.rectangle(left, top, left + 12, top + 14, INK["red"], 4)
-        canvas.write(str(unread[name]), left + 3, top + 2, WHITE, 2)
-        for dot in range(unread[name]):
-            canvas.circle(4 + 32 * (place % 2) + 4.8 * dot, 28 + 32 * (place // 2), 1.9, INK["red"])
-        boxes.append(_box(x - 10, y - 11, x + 12, y + 11))
-    facts = tuple(zip(names, PLACES, strict=True))
-    direct = [
-        *(number("unread", f"How many messages are new in {name}?", unread[name]) for name in names),
-        *(click("click", f"Click {names[at]}.", APP_SPOTS[at], boxes[at]) for at in range(4)),
-        *(text("app", f"Which app is {place}?", name) for name, place in facts),
-    ]
-    worked = []
-    for _ in range(2):
-        pair = pick_some(rng, names, 2)
-        total, steps = arithmetic.add(unread, pair)
-        worked.append(number("unread-together", f"How many are new in {pair[0]} and {pair[1]} together?", total, steps))
-    order, by_place = pick_some(rng, facts, 4), maybe(rng, 0.5)
-    parts = [f"{at} {name} {unread[name]}" if by_place else f"{name} {unread[name]} {at}" for name, at in order]
-    return compose(rng, "ui", canvas.finish(), f"home screen, {', '.join(parts)}", direct, worked)
