@@ -208,8 +208,9 @@ class EndpointAnswerer:
             raise SightloomError(f"{self._url}/models is no OpenAI-compatible list: {error}") from error
         if model and (model in names or model.partition("@")[0].partition(":")[0] in names):
             return model  # pinned names such as name:13 need not be listed
-        if not model and len(names) == 1:
-            return names[0]
+        models = [name for name in names if not any(name.startswith((f"{other}:", f"{other}@")) for other in names)]
+        if not model and len(models) == 1:
+            return models[0]  # what else is listed pins a version of it
         asked = f"no model '{model}'" if model else "no model is named"
         raise UserMistake(f"{asked}; {self._url} serves {', '.join(names) or 'nothing'}", "give --model")
 

@@ -28,7 +28,8 @@ padding:1rem 1.2rem;border-radius:6px;margin:1.2rem 0}.verdict strong{font-size:
 .passed{--tone:var(--good)}.rejected,.failed{--tone:var(--bad)}.inconclusive{--tone:var(--wait)}.plain{--tone:var(--bar)}
 .wide{overflow-x:auto}table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
 th,td{text-align:left;padding:.45rem .7rem .45rem 0;border-bottom:1px solid var(--line);vertical-align:middle}
-th{font-weight:600;color:var(--soft);font-size:.85rem}td.tone{color:var(--tone);font-weight:600}svg{display:block}
+th{font-weight:600;color:var(--soft);font-size:.85rem}td .soft{white-space:nowrap}
+td.tone{color:var(--tone);font-weight:600}svg{display:block}
 .cards{display:grid;grid-template-columns:repeat(auto-fill,minmax(19rem,1fr));gap:.9rem}
 .card{background:var(--card);border:1px solid var(--line);border-top:4px solid var(--tone);border-radius:6px;
 padding:.8rem;overflow-wrap:anywhere}.card img{width:100%;max-height:15rem;object-fit:contain;background:var(--paper);
