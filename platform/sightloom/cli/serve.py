@@ -3,6 +3,7 @@
 import os
 import signal
 import tempfile
+import threading
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -64,7 +65,10 @@ def register(app: typer.Typer) -> None:
         ray.init(address="local", include_dashboard=False, log_to_driver=False, _temp_dir=temporary)
         try:
             announce(deploy(folder, model, version, port, host, endpoint, settings))
-            signal.sigwait({signal.SIGINT, signal.SIGTERM})
+            ended = threading.Event()
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, lambda *_: ended.set())
+            ended.wait()
         finally:
             shutdown()
             ray.shutdown()

@@ -1,6 +1,7 @@
 """The endpoint in one process: the app under uvicorn with one engine, for a laptop, an evaluation or a test."""
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -52,4 +53,5 @@ def serve_here(
         await serving
         await engine.stop(GRACE_S)
 
-    asyncio.run(run())
+    with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C is how it is meant to end
+        asyncio.run(run())

@@ -274,13 +274,18 @@ class TransformersEngine:
         )
 
 
-def _warm_up() -> EngineRequest:
+def warm_up_picture() -> bytes:
+    """A small plain picture."""
     buffer = io.BytesIO()
     Image.new("RGB", (64, 64), "gray").save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _warm_up() -> EngineRequest:
     return EngineRequest(
         request_id="warm-up",
         messages=(Turn("user", (0, "Describe the image.")),),
-        images=(buffer.getvalue(),),
+        images=(warm_up_picture(),),
         sampling=Sampling(0.0, 1.0, 0, 0),
         thinking=Thinking(None, None, 1),
         max_tokens=WARM_UP_TOKENS,
