@@ -52,14 +52,20 @@ def test_documents_and_prompts_equal_the_chat_template(nano: VLM, encoder: Encod
 def test_the_prompt_is_an_exact_prefix_and_the_mask_marks_exactly_the_rest(encoder, text, reasoning, mode) -> None:
     messages = (Message("user", "what?"), Message("assistant", text, reasoning=reasoning))
     dialogue = Conversation("c", "conversation", "t", "ui", messages)
-    if mode and not reasoning.strip():
-        with pytest.raises(ValueError, match="no reasoning"):
-            encoder.encode(dialogue, None, thinking=mode)
-        return
     document, prompt = encoder.encode(dialogue, None, thinking=mode), encoder.prompt(dialogue, None, mode)
     assert document.input_ids[: len(prompt)].tolist() == prompt.input_ids.tolist()
     assert not document.loss_mask[: len(prompt)].any()
     assert document.loss_mask[len(prompt) : -1].all() and not document.loss_mask[-1]
+
+
+def test_a_model_with_nothing_to_think_about_learns_to_close_the_opened_block(encoder: Encoder) -> None:
+    dialogue = Conversation("c", "conversation", "t", "ui", (Message("user", "what?"), Message("assistant", "red")))
+    document, prompt = encoder.encode(dialogue, None, thinking=True), encoder.prompt(dialogue, None, True)
+    written = encoder._tokenizer.decode(document.input_ids[document.loss_mask].tolist(), skip_special_tokens=False)
+    assert document.input_ids[: len(prompt)].tolist() == prompt.input_ids.tolist()
+    assert written == "</think>\n\nred<|im_end|>"
+    parsed = parse_response("</think>\n\nred", thinking_opened=True)
+    assert (parsed.thinking, parsed.content, parsed.well_formed) == ("", "red", True)
 
 
 def test_supervised_tokens_decode_to_exactly_the_models_part(nano: VLM, encoder: Encoder) -> None:

@@ -36,6 +36,8 @@ _ENVIRONMENT = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # stdout belongs to results
     "TOKENIZERS_PARALLELISM": "false",
+    "RAY_DATA_LOG_LEVEL": "WARNING",  # the one progress display is ours
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
 }
 
 

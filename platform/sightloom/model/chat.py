@@ -187,18 +187,14 @@ class Encoder:
 
         Args:
             turns: mark every assistant turn, or only the last one.
-            thinking: how the last answer is opened: True = `<think>` is given (the turn must have a reasoning), False =
-                an empty closed block is given and the turn's reasoning left out, None = nothing is given.
+            thinking: how the last answer is opened: True = `<think>` is given, and a turn without reasoning closes it at
+                once; False = an empty closed block is given and the turn's reasoning left out; None = nothing is given.
 
         Raises:
-            ValueError: no assistant turn, an image turn without a picture, or thinking without a reasoning.
+            ValueError: no assistant turn, or an image turn without a picture.
         """
         if not any(message.role == "assistant" for message in conversation.messages):
             raise ValueError(f"conversation {conversation.id}: no assistant turn to learn from")
-        if thinking and not (conversation.messages[-1].reasoning or "").strip():
-            raise ValueError(
-                f"conversation {conversation.id}: thinking is asked for, but the last turn has no reasoning"
-            )
         text, spans = render(conversation.messages, thinking)
         return self._document(text, spans if turns == "all" else spans[-1:], self._picture(conversation, image))
 

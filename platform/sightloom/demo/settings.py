@@ -1,0 +1,46 @@
+"""The demo's numbers: the whole road, and the same road with tiny numbers."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from sightloom.errors import UserMistake
+
+_CHECKOUT = Path(__file__).parents[3] / "pipelines"
+_WHEEL = Path(__file__).parent / "pipelines"
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What decides a demo's result.
+
+    `num_pairs` captioned pictures and `num_pictures` with questions are drawn beside `num_trusted` clean pairs for the
+    filter network; `step_share` scales the steps of every training stage.
+    """
+
+    seed: int
+    quick: bool
+    num_pairs: int
+    num_pictures: int
+    num_trusted: int
+    filter_steps: int
+    step_share: float
+    eval_per_domain: int
+
+
+def settings(seed: int, quick: bool) -> Settings:
+    """The numbers of the whole road, or of the short one, whose figures mean nothing."""
+    if seed < 0:
+        raise UserMistake(f"--seed must not be negative, got {seed}")
+    if quick:
+        return Settings(seed, True, 1200, 400, 600, 40, 0.02, 20)
+    return Settings(seed, False, 12_000, 5000, 8000, 600, 1.0, 100)
+
+
+def pipeline_file(name: str) -> Path:
+    """A file of `pipelines/`, from the wheel or from the checkout that the demo runs in."""
+    for folder in (_WHEEL, _CHECKOUT):
+        if (folder / name).is_file():
+            return folder / name
+    raise UserMistake(
+        f"the demo needs pipelines/{name}", "run it from a checkout or from a wheel that holds pipelines/"
+    )
