@@ -4,8 +4,11 @@ import fnmatch
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from sightloom.training.curriculum import Rule
+
+_SLACK: Final = 1e-9  # 0.55 + 0.05 is not 0.6 in floating point
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +51,11 @@ def _one(rule: Rule, name: str, metrics: Mapping[str, float], init: Mapping[str,
     elif rule.max is not None:
         sign, bound, passed = "<=", rule.max, value <= rule.max
     elif rule.above is not None:
-        sign, bound, passed = ">=", start + rule.by, value >= start + rule.by
+        sign, bound, passed = ">=", start + rule.by, value >= start + rule.by - _SLACK
     elif rule.below is not None:
         sign, bound, passed = "<", start - rule.by, value < start - rule.by
     else:
-        sign, bound, passed = ">=", start - rule.margin, value >= start - rule.margin
+        sign, bound, passed = ">=", start - rule.margin, value >= start - rule.margin - _SLACK
     relative = rule.min is None and rule.max is None
     against = f" (started at {start:.4g})" if relative else ""
     return Verdict(name, passed, f"{name} {value:.4g} {sign} {bound:.4g}{against}")

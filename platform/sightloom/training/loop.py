@@ -63,13 +63,14 @@ def fit(
     samples, in_a_row, skipped, last_said = 0, 0, start.skipped, start.step
     for step in range(start.step, steps):
         step_began = time.perf_counter()
+        place = objective.state()
         batches = objective.batches(step)
         tally.wait_s += time.perf_counter() - step_began
         mine = objective.counts(batches)
         wants_save = workers.rank == 0 and step > start.step and clock.due(step)
         counts = workers.sum_all({**mine, _SAVE: float(wants_save), "_log": float(tally.due)})
         if counts.pop(_SAVE):
-            save(Position(step, objective.state(), skipped))
+            save(Position(step, place, skipped))
         log = counts.pop("_log") > 0
         optimizer.zero_grad(set_to_none=True)
         for batch in batches:

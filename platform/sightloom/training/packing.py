@@ -7,7 +7,6 @@ import numpy as np
 
 from sightloom.training.order import Order, Rows, keyed
 
-_OPEN_BINS = 64
 _BIN_ORDER = 4  # purpose of the keyed draw
 Bin = tuple[int, ...]
 
@@ -21,28 +20,25 @@ class Limits:
 
 
 def pack_window(tokens: Sequence[int], patches: Sequence[int], limits: Limits) -> list[Bin]:
-    """First-fit decreasing over both limits, at most 64 open bins, ties by position.
+    """First-fit decreasing over both limits, ties by position.
 
     Returns bins of positions into the window; a document that is over a limit alone is in no bin.
     """
     order = sorted(range(len(tokens)), key=lambda i: (-tokens[i], -patches[i], i))
     bins: list[list[int]] = []
-    room: list[tuple[int, int]] = []
-    first_open = 0
+    left_tokens, left_patches = (np.zeros(len(tokens), dtype=np.int64) for _ in range(2))
     for position in order:
         need_tokens, need_patches = tokens[position], patches[position]
         if need_tokens > limits.max_tokens or need_patches > limits.max_patches:
             continue
-        for number in range(first_open, len(bins)):
-            left_tokens, left_patches = room[number]
-            if need_tokens <= left_tokens and need_patches <= left_patches:
-                bins[number].append(position)
-                room[number] = (left_tokens - need_tokens, left_patches - need_patches)
-                break
-        else:
-            bins.append([position])
-            room.append((limits.max_tokens - need_tokens, limits.max_patches - need_patches))
-            first_open = max(first_open, len(bins) - _OPEN_BINS)
+        fits = (left_tokens[: len(bins)] >= need_tokens) & (left_patches[: len(bins)] >= need_patches)
+        number = int(fits.argmax()) if fits.any() else len(bins)
+        if number == len(bins):
+            bins.append([])
+            left_tokens[number], left_patches[number] = limits.max_tokens, limits.max_patches
+        bins[number].append(position)
+        left_tokens[number] -= need_tokens
+        left_patches[number] -= need_patches
     return [tuple(members) for members in bins]
 
 

@@ -1,0 +1,44 @@
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from sightloom.config import load, validate
+from sightloom.errors import UserMistake
+from sightloom.training.curriculum import Curriculum
+
+NANO = Path(__file__).parents[2] / "pipelines" / "curricula" / "nano.yaml"
+
+
+def nano() -> dict[str, Any]:
+    data: dict[str, Any] = yaml.safe_load(NANO.read_text())
+    return data
+
+
+def test_the_nano_curriculum_is_valid_and_its_stages_inherit_the_defaults() -> None:
+    curriculum = load(Curriculum, NANO, ["defaults.optim.clip=0.5", "stages.1.optim.clip=2.0"])
+    assert [stage.stage for stage in curriculum.stages] == ["align", "instruct", "reason", "reason", "specialize"]
+    assert [stage.optim.clip for stage in curriculum.stages[:3]] == [0.5, 2.0, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda d: d["stages"][0].update(setps=3), r"unknown key 'setps' in stages.0 .*did you mean 'steps'"),
+        (lambda d: d["stages"][0]["objective"].update(kind="dpo"), "'dpo'.*'align', 'sft', 'rl'"),
+        (lambda d: d["stages"][0].update(stage="aling"), "'align', 'instruct', 'reason' or 'specialize'.*'aling'"),
+        (lambda d: d["stages"].reverse(), "after a later kind of stage"),
+        (lambda d: d["stages"][1]["mix"]["replay"].update(weight=0.5), "must sum to 1"),
+        (lambda d: d["stages"][0].update(train={}), "everything is frozen"),
+        (lambda d: d["model"].update(pretrained="x"), "either preset or pretrained"),
+        (lambda d: d["stages"][1]["promote_if"][0].update(max=1), "exactly one of"),
+        (lambda d: d["stages"][1].update(name=d["stages"][0]["name"]), "used twice"),
+    ],
+)
+def test_a_wrong_curriculum_is_refused_in_words(change: Any, words: str) -> None:
+    data = copy.deepcopy(nano())
+    change(data)
+    with pytest.raises(UserMistake, match=words):
+        validate(Curriculum, data, "nano.yaml")
