@@ -187,8 +187,8 @@ class Encoder:
 
         Args:
             turns: mark every assistant turn, or only the last one.
-            thinking: how the last answer is opened: True = `<think>` is given, and a turn without reasoning closes it at
-                once; False = an empty closed block is given and the turn's reasoning left out; None = nothing is given.
+            thinking: how the last answer is opened: True = `<think>` is given, which a turn without reasoning closes
+                at once; False = an empty closed block is given and the reasoning left out; None = nothing is given.
 
         Raises:
             ValueError: no assistant turn, or an image turn without a picture.
