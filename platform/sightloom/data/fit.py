@@ -127,7 +127,9 @@ def _scorer(config: FitConfig, seed: int, scratch: Path) -> tuple[ClipScorer, di
     folder.mkdir()
     (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": given, "preprocess_cfg": {}}))
     torch.manual_seed(seed)
-    save_file(open_clip.create_model(LOCAL + str(folder)).state_dict(), folder / WEIGHTS)
+    settings = {name: value for name, value in given.items() if name != "custom_text"}
+    kind = open_clip.CustomTextCLIP if given.get("custom_text") else open_clip.CLIP
+    save_file(kind(**settings).state_dict(), folder / WEIGHTS)
     return ClipScorer(name="fit", model=LOCAL + str(folder), seed=seed), given
 
 

@@ -1,0 +1,74 @@
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from PIL import Image
+
+from sightloom.data.recipe import ClipScorer
+from sightloom.data.signals.clip import ClipModel, encode_text, rank_auc, resolve
+from sightloom.data.signals.crops import crop
+from sightloom.errors import UserMistake
+
+ATOL = 1e-4  # what the issue asks; fp32, worst measured below 1e-6: only the order of additions differs
+TEXTS = ["a cat", "", "a very long caption " * 10, "a red square on the left of a blue circle", "a cat", "🙂 שלום"]
+
+
+def plain_loop(model_name: str, images: list[Image.Image], texts: list[str], **more: Any) -> np.ndarray[Any, Any]:
+    """What anybody would write with open_clip: one pair at a time, the whole context."""
+    model, _, preprocess = open_clip.create_model_and_transforms(model_name, **more)
+    tokenizer = open_clip.get_tokenizer(model_name)
+    model.eval()
+    scores = []
+    with torch.no_grad():
+        for image, text in zip(images, texts, strict=True):
+            one = model.encode_image(preprocess(image)[None], normalize=True)
+            other = model.encode_text(tokenizer([text]), normalize=True)
+            scores.append(float((one * other).sum()))
+    return np.array(scores)
+
+
+def test_scores_equal_a_plain_open_clip_loop(tiny_clip: Path, scene: Any) -> None:
+    sizes = [(48, 48), (30, 90), (200, 100), (64, 64), (48, 48), (32, 32)]
+    images = [Image.open(io.BytesIO(scene(n, size))).convert("RGB") for n, size in enumerate(sizes)]
+    spec = resolve(ClipScorer(name="tiny", model=f"local-dir:{tiny_clip}", batch=4))
+    crops = np.stack([crop(image, spec.crop) for image in images])
+    ours = ClipModel(spec, "cpu").score(crops, TEXTS)
+    theirs = plain_loop(f"local-dir:{tiny_clip}", images, TEXTS)
+    assert np.abs(ours.cosine_N - theirs).max() <= ATOL
+    assert ours.image_ND.shape == (6, 32) and ours.auc_rolled is not None
+
+
+def test_a_cut_context_changes_nothing_that_can_be_seen(tiny_clip: Path) -> None:
+    model = open_clip.create_model(f"local-dir:{tiny_clip}").eval()
+    tokens = open_clip.get_tokenizer(f"local-dir:{tiny_clip}")(TEXTS[:2])
+    with torch.no_grad():
+        assert torch.allclose(encode_text(model, tokens), model.encode_text(tokens), atol=1e-6)
+
+
+def test_random_weights_are_named_by_their_seed() -> None:
+    first, second, third = (
+        resolve(ClipScorer(name="a", model="ViT-B-32", seed=seed)).weights_sha256 for seed in (0, 0, 1)
+    )
+    assert first == second != third
+
+
+@pytest.mark.parametrize(
+    ("scorer", "words"),
+    [
+        ({"model": "ViT-Z-99"}, "no open_clip model"),
+        ({"model": "ViT-B-32", "pretrained": "nobody"}, "neither a file nor a pretrained tag"),
+        ({"model": "local-dir:/nowhere/at/all"}, "no folder"),
+    ],
+)
+def test_a_scorer_that_is_not_there_is_named(scorer: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserMistake, match=words):
+        resolve(ClipScorer(name="x", **scorer))
+
+
+def test_the_auc_counts_ties_half() -> None:
+    assert rank_auc(np.array([1.0, 2.0]), np.array([0.0, 0.5])) == 1.0
+    assert rank_auc(np.array([1.0]), np.array([1.0])) == 0.5

@@ -1,0 +1,120 @@
+import hashlib
+import io
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from sightloom.data.dedup.duplicates import find_duplicates
+from sightloom.data.dedup.perceptual import Hashes, near_pairs
+from sightloom.data.measure import measure
+from sightloom.data.recipe import DecodeLimits, DedupConfig
+from sightloom.data.sources.chunks import to_table
+from sightloom.data.sources.records import RawRecord
+from sightloom.errors import UserMistake
+
+
+def table_of(records: list[RawRecord]) -> pa.Table:
+    return measure(to_table(records), "a.tar", DecodeLimits(), {}, (), frozenset()).table
+
+
+def jpeg(data: bytes, scale: float, quality: int) -> bytes:
+    image = Image.open(io.BytesIO(data)).convert("RGB")
+    size = (round(image.width * scale), round(image.height * scale))
+    sink = io.BytesIO()
+    image.resize(size, Image.Resampling.BICUBIC).save(sink, "JPEG", quality=quality)
+    return sink.getvalue()
+
+
+def smooth(number: int) -> bytes:
+    """A picture with structure at all sizes, as photos have."""
+    draw = np.random.default_rng(number)
+    image = np.zeros((128, 128, 3))
+    for cells in (2, 3, 4, 6):
+        part = Image.fromarray(draw.integers(0, 255, (cells, cells, 3), dtype=np.uint8))
+        image += np.asarray(part.resize((128, 128), Image.Resampling.BICUBIC), float) / cells**0.5
+    sink = io.BytesIO()
+    Image.fromarray((image / image.max() * 255).astype(np.uint8)).save(sink, "PNG")
+    return sink.getvalue()
+
+
+def test_each_method_finds_its_copies_and_the_preferred_one_stays() -> None:
+    one, two = smooth(1), smooth(2)
+    records = [
+        RawRecord(0, "a", image=one, text="a cat"),
+        RawRecord(1, "b", image=one, text="a cat"),
+        RawRecord(2, "c", image=one, text="another text"),
+        RawRecord(3, "d", image=jpeg(one, 0.75, 60), text="a cat"),
+        RawRecord(4, "e", image=two, text="a cat"),
+        RawRecord(5, "f", image=two[:300], text="a cat"),
+    ]
+    table = table_of(records).append_column("score", pa.array([0.1, 0.1, 0.9, 0.5, 0.2, None]))
+    found = find_duplicates(table, DedupConfig(prefer="score", perceptual={"bits": 4}))
+    lost = dict(zip(found.rows.tolist(), zip(found.reasons, found.winners.tolist(), strict=True), strict=True))
+    assert lost[3] == ("dup_near", 2)
+    assert sorted(lost) == [0, 1, 3]
+    assert {lost[0][0], lost[1][0]} == {"dup_pair", "dup_image"}
+    assert find_duplicates(table, DedupConfig(exact=False)).rows.tolist() == []
+
+
+def test_questions_may_share_a_picture_and_only_equal_records_are_copies() -> None:
+    picture = smooth(3)
+    records = [
+        RawRecord(n, str(n), kind="conversation", image=picture, text="How many?", meta={"id": key})
+        for n, key in enumerate(["x", "y", "x"])
+    ]
+    records.append(RawRecord(3, "pair", image=picture, text="a caption"))
+    found = find_duplicates(table_of(records), DedupConfig(perceptual={"bits": 4}))
+    assert (found.rows.tolist(), found.reasons) == ([2], ("dup_pair",))
+
+
+def test_the_order_of_rows_does_not_matter() -> None:
+    pictures = [smooth(n) for n in range(6)]
+    pictures += [jpeg(picture, 1.0, quality) for picture in pictures for quality in (90, 60)]
+    records = [RawRecord(n, str(n), image=picture, text="a cat") for n, picture in enumerate(pictures)]
+    table = table_of(records)
+    draw = np.random.default_rng(0)
+    outcomes = set()
+    for _ in range(4):
+        order = draw.permutation(table.num_rows)
+        found = find_duplicates(table.take(pa.array(order)), DedupConfig(perceptual={"bits": 4}))
+        outcomes.add(tuple(sorted(int(table.column("src_pos")[int(order[row])].as_py()) for row in found.rows)))
+    assert len(outcomes) == 1
+    assert len(outcomes.pop()) >= 10
+
+
+def test_different_pictures_are_not_near() -> None:
+    records = [RawRecord(n, str(n), image=smooth(n), text="a cat") for n in range(60)]
+    assert find_duplicates(table_of(records), DedupConfig(perceptual={"bits": 4})).reasons == ()
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(0, 2**32), st.integers(2, 60), st.integers(0, 4))
+def test_the_sieve_loses_no_pair_that_a_full_comparison_finds(seed: int, rows: int, bits: int) -> None:
+    draw = np.random.default_rng(seed)
+    coarse = draw.integers(0, 2**63, 4, dtype=np.uint64)[draw.integers(0, 4, rows)]
+    for row in range(rows):
+        for bit in draw.integers(0, 64, draw.integers(0, 4)):
+            coarse[row] ^= np.uint64(1) << np.uint64(bit)
+    hashes = Hashes(coarse, np.zeros((rows, 4), np.uint64), np.zeros((rows, 48), np.int16))
+    better, worse = near_pairs(hashes, bits)
+    expected = {
+        (a, b) for a in range(rows) for b in range(a + 1, rows) if bin(int(coarse[a] ^ coarse[b])).count("1") <= bits
+    }
+    assert set(zip(better.tolist(), worse.tolist(), strict=True)) == expected
+
+
+def test_a_preference_that_is_no_column_is_named() -> None:
+    with pytest.raises(UserMistake, match="clip_x"):
+        find_duplicates(table_of([RawRecord(0, "a", text="a")]), DedupConfig(prefer="clip_x"))
+
+
+def test_uids_are_of_the_content() -> None:
+    picture = smooth(1)
+    table = table_of([RawRecord(0, "a", image=picture, text="a cat"), RawRecord(1, "b", image=picture, text="a dog")])
+    uids: list[Any] = table.column("uid").to_pylist()
+    assert uids[0] != uids[1] and uids[0] == hashlib.sha256(picture + b"\0a cat").digest()[:16]
