@@ -64,10 +64,9 @@ class Muon(torch.optim.Optimizer):
         self._rank, self._world, self._share = rank, world, share
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # no closures
         """One step; all workers call it together, with equal gradients."""
-        if closure is not None:
-            raise ValueError("closures are not supported")
+        del closure
         for group in self.param_groups:
             parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
             if group["muon"]:

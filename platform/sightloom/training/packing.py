@@ -4,11 +4,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from sightloom.training.order import Order, Rows, keyed
 
 _BIN_ORDER = 4  # purpose of the keyed draw
 Bin = tuple[int, ...]
+Lengths = npt.NDArray[np.int32] | npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +55,7 @@ class StepPlan:
         seed: of the run; it shuffles the bins of a window.
     """
 
-    def __init__(self, order: Order, tokens: Rows, patches: Rows, limits: Limits, packs: int, seed: int) -> None:
+    def __init__(self, order: Order, tokens: Lengths, patches: Lengths, limits: Limits, packs: int, seed: int) -> None:
         self._order, self._tokens, self._patches = order, tokens, patches
         self._limits, self._packs, self._seed = limits, packs, seed
         self._window, self._pack = 0, 0

@@ -42,7 +42,8 @@ class Workers:
         counts = self.gather_counts(len(rows_ND))
         most = max(counts)
         padded = torch.cat([rows_ND, rows_ND.new_zeros(most - len(rows_ND), *rows_ND.shape[1:])])
-        gathered = collectives.all_gather_tensor_autograd(padded.contiguous(), 0, dist.group.WORLD)
+        group = dist.distributed_c10d._get_default_group()
+        gathered = collectives.all_gather_tensor_autograd(padded.contiguous(), 0, group)
         return torch.cat([gathered[rank * most : rank * most + count] for rank, count in enumerate(counts)])
 
     def gather_counts(self, count: int) -> list[int]:

@@ -31,7 +31,6 @@ _POLL_S: Final = 0.25
 _HEALTH_CHECK: Final = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1"}
 
 
-@ray.remote(num_cpus=0)
 class Desk:
     """Where the driver leaves orders and the workers leave events."""
 
@@ -96,7 +95,7 @@ class Crew:
         """Start the workers in the background; returns at once."""
         if self._thread is None:
             os.environ.update(_HEALTH_CHECK)
-            self._desk = Desk.remote()
+            self._desk = ray.remote(num_cpus=0)(Desk).remote()
             self._thread = threading.Thread(target=self._fit, name="ray-train", daemon=True)
             self._thread.start()
 

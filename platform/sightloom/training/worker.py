@@ -65,7 +65,7 @@ def run_stage(
     model = _trainable(vlm, order)
     corpus = _corpus(order.parts, order.heldout)
     encoder = Encoder(vlm.processor)
-    packer = Packer(encoder, model.image_token_id, model.merge_size)
+    packer = Packer(encoder, vlm.model.config)
     objective = build_objective(stage, corpus, packer, workers, order.seed, vlm, Path(order.folder))
     optimizer = build_optimizer(
         dict(model.named_parameters()), module_groups(model), stage.train.by_group(), stage.optim, workers

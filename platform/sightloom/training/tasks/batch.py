@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -23,9 +24,13 @@ class TextBatch:
 class Packer:
     """Lays documents end to end for one model."""
 
-    def __init__(self, encoder: Encoder, image_token_id: int, merge_size: int) -> None:
+    def __init__(self, encoder: Encoder, config: Any) -> None:
         self.encoder = encoder
-        self._image_token_id, self._merge_size = image_token_id, merge_size
+        self.picture_tokens = frozenset(
+            getattr(config, name) for name in ("image_token_id", "video_token_id") if hasattr(config, name)
+        )
+        self._image_token_id = int(config.image_token_id)
+        self._merge_size = int(config.vision_config.spatial_merge_size)
 
     def pack(self, documents: Sequence[Document]) -> Pack:
         """One pack; without a document a blank one, two tokens that nothing is learnt from."""

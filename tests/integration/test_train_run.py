@@ -1,0 +1,116 @@
+"""The driver with real Ray Train workers and a real MLflow store: stages, a killed worker, a run with nothing to do."""
+
+import os
+import signal
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+from mlflow.tracking import MlflowClient
+from tests.training.conftest import write_shards
+
+from sightloom.config import load
+from sightloom.errors import SightloomError, UserMistake
+from sightloom.progress import NullProgress
+from sightloom.tracking import MlflowTracker, NullTracker
+from sightloom.training.curriculum import Curriculum
+from sightloom.training.stages import train
+
+NANO = Path(__file__).parents[2] / "pipelines" / "curricula" / "nano.yaml"
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write_shards(tmp_path_factory.mktemp("shards"), 150, 40)
+
+
+def curriculum(manifest: str, *overrides: str, stages: int = 2) -> Curriculum:
+    sets = [f"data.manifest={manifest}", "gates=warn", "defaults.evaluate.per_domain=4", "defaults.batch.window=64"]
+    sets += ["defaults.evaluate.max_new_tokens=8", "stages.0.steps=6", "stages.1.steps=3", "defaults.batch.packs=2"]
+    sets += ["stages.0.batch.max_tokens=400", "stages.1.batch.max_tokens=400", "checkpoint.every_steps=2"]
+    whole = load(Curriculum, NANO, [*sets, *overrides])
+    return whole.model_copy(update={"stages": whole.stages[:stages]})
+
+
+class KillsAWorker(MlflowTracker):
+    """A tracker of the real store that kills one training worker when the first metrics arrive."""
+
+    killed = 0
+
+    def log_metrics(self, run_id: str, metrics: Mapping[str, float], step: int) -> None:
+        super().log_metrics(run_id, metrics, step)
+        if not self.killed and "speed/steps_per_s" in metrics:
+            self.killed = _our_worker()
+            os.kill(self.killed, signal.SIGKILL)
+
+
+def _our_worker() -> int:
+    """A Ray Train worker that descends from this very process: other sessions on the machine are not ours to kill."""
+    for folder in Path("/proc").iterdir():
+        if not folder.name.isdigit():
+            continue
+        try:
+            name, pid = (folder / "cmdline").read_text(), int(folder.name)
+            while "RayTrainWorker" in name and pid > 1:
+                if pid == os.getpid():
+                    return int(folder.name)
+                pid = int((Path("/proc") / str(pid) / "stat").read_text().rsplit(")", 1)[1].split()[1])
+        except (OSError, ValueError):
+            continue
+    raise AssertionError("no Ray Train worker of ours is running")
+
+
+def test_a_killed_worker_costs_no_stage_and_a_second_run_does_nothing(
+    manifest: str, tmp_path: Path, ray_session: None, mlflow_uri: str
+) -> None:
+    options = curriculum(manifest, "ray.workers=2")
+    tracker = KillsAWorker(mlflow_uri, "killed")
+    result = train(options, str(tmp_path / "out"), NullProgress(), tracker)
+    assert tracker.killed
+    assert [stage.steps for stage in result.stages] == [6, 3]
+    assert result.stages[0].metrics["eval/all/caption_loss"] < 7.0
+    assert 0 <= result.stages[1].metrics["eval/all/accuracy"] <= 1
+    client = MlflowClient(mlflow_uri)
+    runs = [client.get_run(run_id) for run_id in (result.run_id, *(stage.run_id for stage in result.stages))]
+    assert [run.info.status for run in runs] == ["FINISHED"] * 3
+    assert {run.data.tags["mlflow.parentRunId"] for run in runs[1:]} == {result.run_id}
+    for key in ("train/caption_loss", "train/grad_norm"):
+        steps = [point.step for point in client.get_metric_history(result.stages[0].run_id, key)]
+        assert steps == sorted(set(steps)) and steps[-1] == 6
+
+    began = time.monotonic()
+    again = train(options, str(tmp_path / "out"), NullProgress(), MlflowTracker(mlflow_uri, "killed"))
+    assert time.monotonic() - began < 10
+    assert again == result
+
+
+def test_a_changed_rate_runs_its_stage_and_those_behind_it_again_alone(manifest: str, tmp_path: Path) -> None:
+    def run(*overrides: str) -> list[str]:
+        options = curriculum(manifest, "ray.workers=0", "stages.0.steps=2", "stages.1.steps=2", *overrides)
+        return [stage.model_dir for stage in train(options, str(tmp_path), NullProgress(), NullTracker()).stages]
+
+    first = run()
+    changed = run("stages.1.train.decoder=0.002")
+    assert changed[0] == first[0] and changed[1] != first[1]
+    assert run() == first
+
+
+def test_a_gate_that_does_not_pass_holds_the_stage_and_keeps_its_model(manifest: str, tmp_path: Path) -> None:
+    rule = "stages.0.promote_if=[{metric: eval/all/retrieval_r1, min: 2.0}]"
+    options = curriculum(manifest, "ray.workers=0", "stages.0.steps=1", rule, "gates=stop", stages=1)
+    with pytest.raises(SightloomError, match=r"is held.*retrieval_r1 .* >= 2") as caught:
+        train(options, str(tmp_path), NullProgress(), NullTracker())
+    assert caught.value.exit_code == 1
+    assert list(tmp_path.glob("align-*/held.json")) and list(tmp_path.glob("align-*/model/model.safetensors"))
+    assert not list(tmp_path.glob("align-*/promoted.json"))
+
+
+def test_what_cannot_be_trained_on_is_a_mistake_in_words(manifest: str, tmp_path: Path) -> None:
+    def run(*overrides: str) -> None:
+        train(curriculum(manifest, "ray.workers=0", *overrides), str(tmp_path), NullProgress(), NullTracker())
+
+    with pytest.raises(UserMistake, match="nowhere"):
+        run("data.manifest=nowhere/manifest.json")
+    with pytest.raises(SightloomError, match=r"mix\.captions: nothing to train on is left, 0 are too long"):
+        run("stages.0.mix.captions.where=width > 4000")
