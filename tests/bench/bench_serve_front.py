@@ -24,7 +24,8 @@ from sightloom.model.scratch import build_folder
 from sightloom.serving.app import EndpointConfig, build_app
 from sightloom.serving.dispatch import LocalDispatcher
 from sightloom.serving.engines.base import EngineRequest, Sampling, Thinking, Turn
-from sightloom.serving.engines.transformers import TransformersEngine, TransformersSettings, warm_up_picture
+from sightloom.serving.engines.transformers import TransformersEngine, TransformersSettings
+from sightloom.serving.engines.warm_up import warm_up_picture
 
 CLIENTS = 8
 TOKENS = 64

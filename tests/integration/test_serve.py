@@ -61,7 +61,7 @@ def test_the_official_client_gets_an_answer_with_thinking_and_usage(client: open
     message = reply.choices[0].message
     assert message.reasoning_content and message.content is not None
     assert reply.usage.completion_tokens_details.reasoning_tokens == 7
-    assert reply.usage.prompt_tokens_details.model_extra["image_tokens"] == 16
+    assert reply.usage.prompt_tokens_details.image_tokens == 16
     assert reply.system_fingerprint.startswith("sightloom-v7-")
 
 

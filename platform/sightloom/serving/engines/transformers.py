@@ -5,7 +5,6 @@ token but its place returns with the batch; there is no prefix cache. Where that
 """
 
 import asyncio
-import io
 import logging
 import queue
 import threading
@@ -13,9 +12,6 @@ import time
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Final
-
-from PIL import Image
 
 from sightloom.config import Frozen
 from sightloom.model.chat import THINK_CLOSE, THINK_OPEN, Document
@@ -28,18 +24,15 @@ from sightloom.serving.engines.base import (
     EngineRequest,
     Finish,
     PromptUsage,
-    Sampling,
-    Thinking,
     Timing,
-    Turn,
 )
 from sightloom.serving.engines.folder import read_facts
 from sightloom.serving.engines.prompts import PromptMaker
 from sightloom.serving.engines.split import Splitter, ThinkTokens
+from sightloom.serving.engines.warm_up import warm_up_request
 from sightloom.serving.errors import ApiError
 
 _log = logging.getLogger(__name__)
-WARM_UP_TOKENS: Final = 4
 
 
 class TransformersSettings(Frozen):
@@ -103,6 +96,7 @@ class TransformersEngine:
         )
         self._waiting: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._held: _Job | None = None
+        self._preparing = 0
         self._running = 0
         self._alive = False
         self._thread: threading.Thread | None = None
@@ -120,7 +114,7 @@ class TransformersEngine:
         self._thread.start()
         self._alive = True
         try:
-            async for _ in self.generate(_warm_up()):
+            async for _ in self.generate(warm_up_request()):
                 pass
         except ApiError:
             self._alive = False
@@ -131,7 +125,11 @@ class TransformersEngine:
         if not self._alive:
             raise ApiError(503, "not_ready", "the engine does not run", retry_after_s=2)
         received = time.monotonic()
-        prompt = await asyncio.to_thread(self._prompts.prompt, request)
+        self._preparing += 1
+        try:
+            prompt = await asyncio.to_thread(self._prompts.prompt, request)
+        finally:
+            self._preparing -= 1
         max_tokens = min(request.max_tokens, self._info.max_model_len - len(prompt))
         budget = request.thinking.effective_budget(max_tokens)
         opened = self._marks is not None and request.thinking.enabled is True
@@ -193,10 +191,16 @@ class TransformersEngine:
         settings, jobs = self._settings, [job]
         longest = len(job.prompt) + job.max_tokens
         until = time.monotonic() + settings.gather_s
+        latest = until + 10 * settings.gather_s
         while len(jobs) < settings.max_batch:
             try:
                 follower = self._waiting.get(timeout=max(0.0, until - time.monotonic()))
             except queue.Empty:
+                if (
+                    self._preparing and time.monotonic() < latest
+                ):  # a prompt in the making will not wait for a whole batch
+                    until = time.monotonic() + settings.gather_s
+                    continue
                 return jobs, False
             if follower is None:
                 return jobs, True
@@ -272,22 +276,3 @@ class TransformersEngine:
                 timing,
             )
         )
-
-
-def warm_up_picture() -> bytes:
-    """A small plain picture."""
-    buffer = io.BytesIO()
-    Image.new("RGB", (64, 64), "gray").save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def _warm_up() -> EngineRequest:
-    return EngineRequest(
-        request_id="warm-up",
-        messages=(Turn("user", (0, "Describe the image.")),),
-        images=(warm_up_picture(),),
-        sampling=Sampling(0.0, 1.0, 0, 0),
-        thinking=Thinking(None, None, 1),
-        max_tokens=WARM_UP_TOKENS,
-        deadline_s=600.0,
-    )

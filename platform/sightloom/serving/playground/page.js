@@ -4,13 +4,7 @@ import { chat, listModels } from "./api.js";
 import { draw, findMarks, loadPicture } from "./picture.js";
 import { asCurl, asPython } from "./snippets.js";
 
-const EXAMPLES = [
-  "Describe the image.",
-  "How many objects are there?",
-  "Which bar is the highest?",
-  "Where is the submit button? Answer with a point.",
-  "Which colour dominates?",
-];
+const EXAMPLES = ["Describe the image.", "What is the total?", "What is bottom right?", "Click the light switch."];
 const at = (id) => document.getElementById(id);
 const state = { picture: null, models: [], body: null, running: null, answer: "" };
 
