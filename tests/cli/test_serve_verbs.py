@@ -7,15 +7,19 @@ import sys
 from pathlib import Path
 
 import pytest
+from click.testing import Result
 from PIL import Image
+from typer.testing import CliRunner
 
+from sightloom.cli import cli
 from sightloom.model.scratch import build_folder
 
 SIGHTLOOM = [sys.executable, "-c", "from sightloom.cli import main; main()"]
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*SIGHTLOOM, *arguments], capture_output=True, text=True, timeout=120)
+def run(*arguments: str) -> Result:
+    """A verb in this process: the imports are paid once."""
+    return CliRunner().invoke(cli, list(arguments))
 
 
 @pytest.fixture(scope="module")
@@ -36,18 +40,18 @@ def test_a_model_is_served_and_asked(folder: Path, tmp_path: Path) -> None:
         assert started["address"] == f"http://127.0.0.1:{port}"
         asked = ["ask", "What is it?", "--image", str(tmp_path / "red.png"), "--url", started["address"]]
         answer = run(*asked, "--budget", "4", "--max-tokens", "40", "--json")
-        assert answer.returncode == 0, answer.stderr
+        assert answer.exit_code == 0, answer.stderr
         result = json.loads(answer.stdout)
         assert result["usage"]["completion_tokens_details"]["reasoning_tokens"] <= 5
         assert set(result) >= {"thinking", "answer", "finish", "usage", "model", "seconds"}
         second = run("serve", str(folder), "--port", port)
-        assert second.returncode == 2
+        assert second.exit_code == 2
         assert "is in use" in second.stderr and "Traceback" not in second.stderr
     finally:
         server.terminate()
         assert server.wait(30) == 0 or server.returncode == -15
     gone = run("ask", "Still there?", "--url", f"http://127.0.0.1:{port}")
-    assert gone.returncode == 1 and "is it running?" in gone.stderr and "Traceback" not in gone.stderr
+    assert gone.exit_code == 1 and "is it running?" in gone.stderr and "Traceback" not in gone.stderr
 
 
 def test_mistakes_are_said_in_words(tmp_path: Path) -> None:
@@ -58,5 +62,5 @@ def test_mistakes_are_said_in_words(tmp_path: Path) -> None:
         (["ask", "x", "--image", str(tmp_path / "no.png")], "there is no picture"),
     ):
         result = run(*arguments)
-        assert result.returncode == 2, result.stderr
+        assert result.exit_code == 2, result.stderr
         assert words in result.stderr and "Traceback" not in result.stderr
