@@ -1,0 +1,109 @@
+"""The trainer's loop against a bare PyTorch loop over the same packs: same model, attention, optimizer and thread.
+
+Ours reads, decodes, packs, counts, clips, checks and reports (`training.loop.fit` with the sft objective, one worker);
+the peer finds the packs ready in memory. Both are measured in CPU seconds, because the cores may be shared, in rounds
+that alternate. The last line is one JSON object.
+"""
+
+import json
+import runpy
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from sightloom.config import load
+from sightloom.data.shards.manifest import read_manifest
+from sightloom.model.chat import Encoder
+from sightloom.model.heads import TrainableVLM
+from sightloom.model.load import load as load_model
+from sightloom.model.modules import module_groups
+from sightloom.model.scratch import build_folder
+from sightloom.objectives.language import lm_loss
+from sightloom.progress import NullProgress
+from sightloom.training.checkpoint import Clock, Position
+from sightloom.training.corpus import Corpus
+from sightloom.training.curriculum import Curriculum
+from sightloom.training.index import corpus_texts, index_for
+from sightloom.training.loop import fit
+from sightloom.training.optim import build_optimizer, schedule_factor, set_rates
+from sightloom.training.parallel import Workers
+from sightloom.training.tasks.batch import Packer
+from sightloom.training.tasks.sft import Sft
+
+NANO = Path(__file__).parents[2] / "pipelines" / "curricula" / "nano.yaml"
+STEPS, WARMUP, ROUNDS = 12, 3, 3
+write_shards = runpy.run_path(str(Path(__file__).parents[1] / "training" / "conftest.py"))["write_shards"]
+
+
+def main() -> None:
+    """Measure and print."""
+    torch.set_num_threads(1)
+    alone = Workers(0, 1)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        uri = write_shards(folder / "shards", 60, 120)
+        manifest = read_manifest(uri)
+        start = build_folder("nano", corpus_texts(manifest, 1, 1000), folder / "start", 1)
+        vlm = load_model(str(start))
+        encoder = Encoder(vlm.processor)
+        index = index_for(manifest, start, encoder, folder, NullProgress())
+        corpus = Corpus(((uri, str(index)),), 0.1)
+        stage = load(Curriculum, NANO, ["data.manifest=x", "stages.1.batch.packs=1"]).stages[1]
+        packer = Packer(encoder, vlm.model.config)
+        model = TrainableVLM(vlm.model)
+        parameters = dict(model.named_parameters())
+
+        def fresh_optimizer() -> torch.optim.Optimizer:
+            return build_optimizer(parameters, module_groups(model), stage.train.by_group(), stage.optim, alone)
+
+        source = Sft(stage.objective, stage, corpus, packer, alone, 1)  # type: ignore[arg-type]
+        packs = [source.batches(step) for step in range(WARMUP + STEPS)]
+        source.close()
+        tokens = sum(batch.pack.num_tokens for step in packs[WARMUP:] for batch in step)
+
+        def ours() -> float:
+            objective = Sft(stage.objective, stage, corpus, packer, alone, 1)  # type: ignore[arg-type]
+            optimizer = fresh_optimizer()
+            clock = Clock(60, None, time.monotonic)
+
+            def run(first: int, last: int) -> float:
+                began = time.process_time()
+                place = Position(first, {})
+                fit(model, objective, optimizer, stage.optim, last, place, alone, clock, lambda _: None, lambda _: None)
+                return time.process_time() - began
+
+            run(0, WARMUP)
+            seconds = run(WARMUP, WARMUP + STEPS)
+            objective.close()
+            return tokens / seconds
+
+        def bare() -> float:
+            optimizer = fresh_optimizer()
+            trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            began = 0.0
+            for step, batches in enumerate(packs):
+                if step == WARMUP:
+                    began = time.process_time()
+                optimizer.zero_grad(set_to_none=True)
+                for batch in batches:
+                    (lm_loss(model(batch.pack).logprobs) / batch.pack.num_labels).backward()
+                torch.nn.utils.clip_grad_norm_(trained, stage.optim.clip)
+                set_rates(optimizer, schedule_factor(step, WARMUP + STEPS, stage.optim))
+                optimizer.step()
+            return tokens / (time.process_time() - began)
+
+        runs = [(ours(), bare()) for _ in range(ROUNDS)]
+    mine, theirs = (statistics.median(values) for values in zip(*runs, strict=True))
+    ratio = statistics.median(a / b for a, b in runs)
+    result = {
+        "name": "train_loop", "ours": round(mine), "peer": round(theirs), "unit": "tokens per CPU second",
+        "ratio": round(ratio, 3), "target": 0.97, "runs": [[round(a), round(b)] for a, b in runs],
+    }  # fmt: skip
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
