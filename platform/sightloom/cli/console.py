@@ -3,11 +3,17 @@
 import json
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
+import typer
 from rich.console import Console
 
 from sightloom.errors import SightloomError
+
+DEFAULT_STORE = "sqlite:///.sightloom/mlflow.db"
+Store = Annotated[
+    str, typer.Option("--store", envvar="MLFLOW_TRACKING_URI", help="MLflow: sqlite:///path or a server's address.")
+]
 
 
 def emit(result: dict[str, Any], as_json: bool, human: Callable[[Console], None]) -> None:

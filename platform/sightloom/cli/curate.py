@@ -33,7 +33,9 @@ def register(app: typer.Typer) -> None:
         ray: Annotated[
             str, typer.Option(help="Ray: 'local' starts one here, 'auto' or an address joins one.")
         ] = "local",
-        tracking: Annotated[str | None, typer.Option(help="MLflow store that the run is logged to.")] = None,
+        store: Annotated[
+            str | None, typer.Option("--store", help="MLflow store that the run is logged to.", show_default="none")
+        ] = None,
         as_json: AsJson = False,
     ) -> None:
         """Filter, deduplicate and shard image-text corpora by a recipe.
@@ -43,12 +45,10 @@ def register(app: typer.Typer) -> None:
         sightloom curate pipelines/recipes/photos.yaml --set out=out/photos
         """
         parsed = load(Recipe, recipe, overrides or [])
-        if parsed.report.mlflow is not None and tracking is None:
-            raise UserMistake(
-                "report.mlflow needs a store to log to", "give --tracking sqlite:///mlflow.db or an address"
-            )
+        if parsed.report.mlflow is not None and store is None:
+            raise UserMistake("report.mlflow needs a store to log to", "give --store sqlite:///mlflow.db or an address")
         experiment = (parsed.report.mlflow or {}).get("experiment", "curation")
-        tracker = MlflowTracker(tracking, experiment) if tracking else None
+        tracker = MlflowTracker(store, experiment) if store else None
         ensure_ray(ray)
         result = curate(parsed, terminal_progress(), tracker, replace)
         console.emit(result.to_json(), as_json, lambda page: _show(page, result))

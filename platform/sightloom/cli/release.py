@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sightloom.cli import console
+from sightloom.cli.console import DEFAULT_STORE, Store
 from sightloom.config import load
 from sightloom.errors import UserMistake
 from sightloom.evaluation.gate import GateRules
@@ -22,14 +23,6 @@ from sightloom.promotion.reconcile import drift
 from sightloom.registry import Registry
 from sightloom.tracking import MlflowTracker, normalized_uri
 
-_DEFAULT_STORE = "sqlite:///.sightloom/mlflow.db"
-
-Store = Annotated[
-    str,
-    typer.Option(
-        "--store", envvar="MLFLOW_TRACKING_URI", help="MLflow: sqlite:///path or a server's address."
-    ),
-]  # fmt: skip
 Reason = Annotated[str, typer.Option(help="Why; kept in the ledger.", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Cache = Annotated[
@@ -59,7 +52,7 @@ def promote(
         bool, typer.Option("--override", help="Promote whatever the gate says; needs --reason.")
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Ask and decide, but leave the ledger alone.")] = False,
-    store: Store = _DEFAULT_STORE,
+    store: Store = DEFAULT_STORE,
     cache: Cache = "",
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the gate.")
@@ -104,7 +97,7 @@ def judge(
 def rollback(
     model: Annotated[str, typer.Argument(help="Model.")] = "sightloom",
     reason: Reason = "",
-    store: Store = _DEFAULT_STORE,
+    store: Store = DEFAULT_STORE,
     as_json: Json = False,
 ) -> None:
     """Make the previous champion the champion again, without asking the gate."""
@@ -117,7 +110,7 @@ def rollback(
 
 def history(
     model: Annotated[str, typer.Option(help="Only this model.", show_default="all")] = "",
-    store: Store = _DEFAULT_STORE,
+    store: Store = DEFAULT_STORE,
     as_json: Json = False,
 ) -> None:
     """Show who promoted what, when and why, with the attempts that lost; ends with an error if the chain is broken."""
@@ -126,7 +119,7 @@ def history(
     console.emit({"head": state.head, "events": lines}, as_json, lambda screen: _show_history(screen, lines))
 
 
-def models_list(store: Store = _DEFAULT_STORE, as_json: Json = False) -> None:
+def models_list(store: Store = DEFAULT_STORE, as_json: Json = False) -> None:
     """List registered models with their champion and number of versions."""
     registry = Registry(existing_store(store))
     ledger = Ledger(registry.uri).read()
@@ -140,7 +133,7 @@ def models_list(store: Store = _DEFAULT_STORE, as_json: Json = False) -> None:
 
 def models_show(
     version: Annotated[str, typer.Argument(help="name:13, name@champion or name.", show_default=False)],
-    store: Store = _DEFAULT_STORE,
+    store: Store = DEFAULT_STORE,
     as_json: Json = False,
 ) -> None:
     """Show one version: digest, run, tags, stage and where its files lie."""
@@ -156,7 +149,7 @@ def models_show(
 
 def models_verify(
     version: Annotated[str, typer.Argument(help="name:13, name@champion or name.", show_default=False)],
-    store: Store = _DEFAULT_STORE,
+    store: Store = DEFAULT_STORE,
     cache: Cache = "",
     as_json: Json = False,
 ) -> None:

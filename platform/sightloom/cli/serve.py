@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 
 from sightloom.cli import console
+from sightloom.cli.console import DEFAULT_STORE, Store
 from sightloom.errors import UserMistake
 from sightloom.registry import Registry
 from sightloom.serving.app import EndpointConfig
@@ -19,6 +20,7 @@ from sightloom.serving.deploy import Deployment, check_host, check_port, deploy,
 from sightloom.serving.engines.transformers import TransformersSettings
 from sightloom.serving.local import serve_here
 from sightloom.serving.media import MediaLimits
+from sightloom.tracking import normalized_uri
 
 
 def register(app: typer.Typer) -> None:
@@ -33,7 +35,7 @@ def register(app: typer.Typer) -> None:
         on: Annotated[
             str, typer.Option(help="'process' = one process; 'ray' = a router and a replica on Ray Serve.")
         ] = ("process"),
-        tracking: Annotated[str, typer.Option(help="MLflow store of a registered model.")] = "sqlite:///mlflow.db",
+        store: Store = DEFAULT_STORE,
         keys: Annotated[
             str | None, typer.Option(help="Key file; without it everybody on this machine may ask.")
         ] = None,
@@ -45,7 +47,7 @@ def register(app: typer.Typer) -> None:
         """Serve a model until Ctrl-C. The page at / is a playground; OpenAI clients use /v1.
 
         sightloom serve out/model
-        sightloom serve sightloom@champion --tracking sqlite:///out/mlflow.db --on ray
+        sightloom serve sightloom@champion --store sqlite:///out/mlflow.db --on ray
         """
         if on not in ("process", "ray"):
             raise UserMistake(f"--on {on} is not known", "use --on process or --on ray")
@@ -53,7 +55,7 @@ def register(app: typer.Typer) -> None:
         settings = TransformersSettings(dtype=dtype, device=device)
         check_host(host, endpoint)
         check_port(host, port)
-        folder, model, version = find(target, name, tracking)
+        folder, model, version = find(target, name, store)
 
         def announce(running: Deployment) -> None:
             console.emit(as_result(running), as_json, lambda page: show(page, running))
@@ -74,7 +76,7 @@ def register(app: typer.Typer) -> None:
             ray.shutdown()
 
 
-def find(target: str, name: str, tracking: str) -> tuple[Path, str, str]:
+def find(target: str, name: str, store: str) -> tuple[Path, str, str]:
     """The folder, name and version of what is to be served; a registered model's files are verified.
 
     Raises:
@@ -86,7 +88,7 @@ def find(target: str, name: str, tracking: str) -> tuple[Path, str, str]:
         raise UserMistake(
             f"'{target}' is no folder", "give a model folder, or a registered model such as sightloom@champion"
         )
-    registry = Registry(tracking)
+    registry = Registry(normalized_uri(store))
     version = registry.resolve(target)
     cache = Path.home() / ".cache" / "sightloom" / "models"
     return registry.materialize(version, cache), version.name, str(version.version)
