@@ -31,14 +31,15 @@ def jpeg(data: bytes, scale: float, quality: int) -> bytes:
 
 
 def smooth(number: int) -> bytes:
-    """A picture with structure at all sizes, as photos have."""
-    draw = np.random.default_rng(number)
-    image = np.zeros((128, 128, 3))
-    for cells in (2, 3, 4, 6):
-        part = Image.fromarray(draw.integers(0, 255, (cells, cells, 3), dtype=np.uint8))
-        image += np.asarray(part.resize((128, 128), Image.Resampling.BICUBIC), float) / cells**0.5
+    """Noise whose energy falls with frequency as that of photos does."""
+    frequency = np.fft.fftfreq(128)
+    radius = np.hypot(frequency[:, None], frequency[None])
+    radius[0, 0] = 1 / 128
+    noise = np.random.default_rng(number).normal(size=(128, 128))
+    grey = np.fft.ifft2(np.fft.fft2(noise) / radius).real
+    levels = (grey - grey.min()) / (grey.max() - grey.min()) * 255
     sink = io.BytesIO()
-    Image.fromarray((image / image.max() * 255).astype(np.uint8)).save(sink, "PNG")
+    Image.fromarray(levels.astype(np.uint8)).convert("RGB").save(sink, "PNG")
     return sink.getvalue()
 
 

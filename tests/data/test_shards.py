@@ -44,7 +44,7 @@ def test_no_shard_is_over_either_cap_and_order_is_kept(bounds: list[int], cap: i
 def packed(tmp_path: Path, scene: Any, make_tar: Any) -> Manifest:
     """Twelve pairs and a question, packed into shards of five."""
     samples = [
-        (f"n.{n:02d}", {"png": scene(n), "txt": f"cat {n}".encode(), "json": b'{"domain": "art", "uid": "mine"}'})
+        (f"dir/n{n:02d}", {"png": scene(n), "txt": f"cat {n}".encode(), "json": b'{"domain": "art", "uid": "mine"}'})
         for n in range(12)
     ]
     samples.append(("q", {"jpg": scene(50, form="JPEG"), "json": json.dumps(RECORD).encode()}))
@@ -141,7 +141,7 @@ def test_verify_finds_every_damage(packed: Manifest) -> None:
     assert verify(packed, True, NullProgress()).problems == ()
     for path in (Path(packed.tar_uri(1)), Path(packed.tar_uri(0) + ".idx"), Path(packed.table_uri(2))):
         whole = path.read_bytes()
-        path.write_bytes(whole[:100] + bytes([whole[100] ^ 1]) + whole[101:])
+        path.write_bytes(whole[:20] + bytes([whole[20] ^ 1]) + whole[21:])
         assert len(verify(packed, False, NullProgress()).problems) == 1
         path.write_bytes(whole)
     Path(packed.tar_uri(1)).unlink()

@@ -7,6 +7,8 @@ the manifest is written last. Killed anywhere, the same command goes on and ends
 from __future__ import annotations
 
 import json
+import logging
+import pickle
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -67,6 +69,7 @@ def ensure_ray(address: str = "local") -> None:
     """Start (or join) Ray unless this process has it already."""
     if not ray.is_initialized():
         ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level="warning")
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
 
 
 def curate(recipe: Recipe, progress: Progress, tracker: Tracker | None = None, replace: bool = False) -> CurationResult:
@@ -144,11 +147,15 @@ def _run(prepared: Prepared, missing: list[Job]) -> Iterator[dict[str, Any]]:
     if not missing:
         return
     workers, plan = prepared.recipe.score.workers, prepared.plan
-    rows = ray.data.from_items([{"job": job} for job in missing], override_num_blocks=min(len(missing), 2000))
+    rows = ray.data.from_items(
+        [{"job": pickle.dumps(job)} for job in missing], override_num_blocks=min(len(missing), 2000)
+    )
     rows.context.target_max_block_size = 1
     rows.context.target_min_block_size = 1
     rows.context.max_errored_blocks = -1
     rows.context.enable_progress_bars = False
+    rows.context.print_on_execution_start = False
+    rows.context.issue_detectors_config.detectors = []
     rows = rows.flat_map(read, num_cpus=READ_CPUS, max_retries=2)
     rows = rows.map(measure_chunk, fn_kwargs={"plan": plan}, num_cpus=MEASURE_CPUS, max_retries=2)
     if prepared.specs:

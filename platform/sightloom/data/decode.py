@@ -94,6 +94,6 @@ def decode(data: bytes, limits: DecodeLimits) -> Decoded:
         raise Undecodable("decode_error", str(error)) from error
     except DECODE_ERRORS as error:
         words = f"{type(error).__name__}: {error}"
-        cut = any(mark in str(error).lower() for mark in ("truncated", "unexpected end", "broken png", "incomplete"))
+        cut = any(mark in str(error).lower() for mark in ("truncated", "unexpected end", "incomplete"))
         raise Undecodable("truncated_image" if cut else "decode_error", words) from error
     return Decoded(rgb, rgb.width, rgb.height, kind, mode, alpha, frames)

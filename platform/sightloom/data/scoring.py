@@ -7,6 +7,7 @@ carried to the driver.
 from __future__ import annotations
 
 import json
+import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -62,8 +63,8 @@ def jobs(files: Sequence[SourceFile], states: Sequence[Mapping[str, FileState]])
 
 
 def read(row: dict[str, Any]) -> Iterator[Row]:
-    """Yield the missing chunks of the file of `row["job"]`."""
-    job: Job = row["job"]
+    """Yield the missing chunks of the file of `row["job"]`, a pickled Job."""
+    job: Job = pickle.loads(row["job"])
     header: dict[str, Any] = {"uri": job.file.uri, "version": job.file.version}
     try:
         for chunk in read_chunks(job.file, job.done_everywhere):

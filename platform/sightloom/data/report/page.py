@@ -150,11 +150,11 @@ def _plot(title: str, histogram: dict[str, Any]) -> str:
         x = 300 * min(1.0, max(0.0, (cut - low) / (high - low)))
         shapes.append(f'<line class="cut" x1="{x:.2f}" x2="{x:.2f}" y1="0" y2="100"/>')
     cuts = ", ".join(f"{cut:.3f}" for cut in histogram["cuts"])
-    middle = f"<span>cut {cuts}</span>" if cuts else ""
+    below = f"<div class=soft>cut at {cuts}</div>" if cuts else ""
     return (
         f"<div class=plot><b>{escape(title)}</b>"
         f'<svg viewBox="0 0 300 100" role="img" aria-label="histogram of {escape(title)}">{"".join(shapes)}</svg>'
-        f"<div class=ends><span>{low:.3g}</span>{middle}<span>{high:.3g}</span></div></div>"
+        f"<div class=ends><span>{low:.3g}</span><span>{high:.3g}</span></div>{below}</div>"
     )
 
 

@@ -1,0 +1,327 @@
+"""The whole curation on a real Ray, on local disk and on a real S3-protocol server."""
+
+import hashlib
+import http.server
+import io
+import json
+import socket
+import tarfile
+import threading
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+from sightloom import storage
+from sightloom.config import load, validate
+from sightloom.data.curation import CurationResult, curate
+from sightloom.data.recipe import Recipe
+from sightloom.data.shards.manifest import read_manifest
+from sightloom.data.shards.reader import SampleReader, read_table
+from sightloom.data.shards.verify import verify
+from sightloom.errors import UserMistake
+from sightloom.progress import NullProgress
+
+RECIPES = Path(__file__).parents[2] / "pipelines" / "recipes"
+TINY = {
+    "embed_dim": 32,
+    "vision_cfg": {"image_size": 32, "patch_size": 16, "width": 32, "layers": 1, "head_width": 16},
+    "text_cfg": {"context_length": 24, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
+}
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+
+def picture(number: int, size: int = 48, form: str = "PNG") -> bytes:
+    blocks = np.random.default_rng(number).integers(0, 255, (7, 7, 3), dtype=np.uint8)
+    sink = io.BytesIO()
+    Image.fromarray(blocks).resize((size, size), Image.Resampling.NEAREST).save(sink, form)
+    return sink.getvalue()
+
+
+def raw_tar(first: int, rows: int) -> bytes:
+    """Pairs with planted defects: a duplicate, a cut picture, an empty caption, a tiny picture."""
+    sink = io.BytesIO()
+    with tarfile.open(fileobj=sink, mode="w") as tar:
+        for number in range(first, first + rows):
+            members = {"png": picture(number), "txt": f"scene number {number}".encode(), "json": b'{"domain": "art"}'}
+            members |= {
+                3: {"png": picture(first)},
+                5: {"png": picture(number)[:200]},
+                7: {"txt": b" "},
+                9: {"png": picture(number, 1)},
+            }.get(number - first, {})
+            for extension, data in members.items():
+                info = tarfile.TarInfo(f"{number:05d}.{extension}")
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    return sink.getvalue()
+
+
+def questions() -> bytes:
+    records = [
+        {
+            "id": f"q{number}", "kind": "conversation", "task": "count", "domain": "ui",
+            "messages": [{"role": "user", "content": "How many?"}, {"role": "assistant", "content": str(number)}],
+            "answer": {"kind": "number", "value": number},
+        }
+        for number in range(40)
+    ]  # fmt: skip
+    images = [picture(1000 + number // 4) for number in range(40)]
+    sink = io.BytesIO()
+    pq.write_table(pa.table({"image": images, "record": [json.dumps(record) for record in records]}), sink)
+    return sink.getvalue()
+
+
+@pytest.fixture(scope="module")
+def scorer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from safetensors.torch import save_file
+
+    folder = tmp_path_factory.mktemp("scorer")
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": TINY, "preprocess_cfg": {}}))
+    torch.manual_seed(0)
+    save_file(open_clip.create_model(f"local-dir:{folder}").state_dict(), folder / "open_clip_model.safetensors")
+    return folder
+
+
+def recipe(raw: str, out: str, scorer: Path | None = None, **more: Any) -> Recipe:
+    """The curation of the raw files; without a scorer the sharpest half stays."""
+    clip = [{"name": "tiny", "model": f"local-dir:{scorer}"}] if scorer else []
+    by = "clip_tiny" if scorer else "sharpness"
+    data: dict[str, Any] = {
+        "name": "pool", "out": out,
+        "source": [
+            {"kind": "webdataset", "uri": f"{raw}/pairs-*.tar"},
+            {"kind": "parquet", "uri": f"{raw}/questions.parquet"},
+        ],
+        "score": {"chunk_rows": 32, "clip": clip},
+        "dedup": {"prefer": by, "perceptual": {"bits": 4}},
+        "select": {
+            "rules": {"small": "min(width, height) >= 10"},
+            "top": [{"by": by, "fraction": 0.5, "per": "domain", "kinds": ["pair"]}],
+        },
+        "pack": {"max_samples": 60},
+        **more,
+    }  # fmt: skip
+    return validate(Recipe, data, "test")
+
+
+def put_raw(raw: str) -> None:
+    for number in range(2):
+        storage.write(storage.join(raw, f"pairs-{number}.tar"), raw_tar(100 * number, 70))
+    storage.write(storage.join(raw, "questions.parquet"), questions())
+
+
+def check_sums(result: CurationResult) -> None:
+    assert result.rows_in == result.kept + sum(result.dropped.values()) + result.failed
+    assert list(result.to_json()) == ["manifest", "rows_in", "kept", "dropped", "failed", "shards", "samples_per_s"]
+    manifest = read_manifest(result.manifest)
+    assert manifest.totals.kept == result.kept == sum(shard.samples for shard in manifest.shards)
+    assert verify(manifest, True, NullProgress()).problems == ()
+
+
+def files_under(folder: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def test_a_corpus_becomes_shards_once_and_again_the_same(tmp_path: Path, scorer: Path) -> None:
+    raw = str(tmp_path / "raw")
+    put_raw(raw)
+    wanted = recipe(raw, str(tmp_path / "out"), scorer)
+    result = curate(wanted, NullProgress())
+    check_sums(result)
+    assert result.rows_in == 180 and result.failed == 0
+    planted = {"truncated_image": 2, "empty_text": 2, "small": 2, "dup_image": 2}
+    assert {name: result.dropped[name] for name in planted} == planted
+    assert result.kept == 40 + 66  # every question; half of the 132 pairs that are left
+
+    manifest = read_manifest(result.manifest)
+    table = read_table(manifest)
+    reader = SampleReader(manifest)
+    model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{scorer}")
+    tokenizer = open_clip.get_tokenizer(f"local-dir:{scorer}")
+    model.eval()
+    pairs = [row for row in table.to_pylist() if row["kind"] == "pair"]
+    for row in pairs[:20]:
+        sample = reader.read(row["shard"], row["offset"], row["size"])
+        assert sample.image == picture(int(row["source_key"])) and sample.image is not None
+        with torch.no_grad():
+            image = model.encode_image(preprocess(Image.open(io.BytesIO(sample.image)).convert("RGB"))[None], True)
+            text = model.encode_text(tokenizer([sample.text]), True)
+        assert abs(float((image * text).sum()) - row["clip_tiny"]) <= 1e-4
+    assert all(row["clip_tiny"] is None for row in table.to_pylist() if row["kind"] == "conversation")
+
+    page = Path(result.report).read_text()
+    assert "default-src 'none'" in page and "<script" not in page and "http://" not in page
+    report = json.loads(Path(result.report).with_name("report.json").read_text())
+    assert report["rows_in"] == 180 and report["domains"]["ui"]["kept"] == 40
+
+    before = files_under(tmp_path / "out")
+    again = curate(wanted, NullProgress())
+    assert files_under(tmp_path / "out") == before
+    assert again.to_json() | {"samples_per_s": 0} == result.to_json() | {"samples_per_s": 0}
+    other = curate(recipe(raw, str(tmp_path / "other"), scorer), NullProgress())
+    assert read_manifest(other.manifest).digest == manifest.digest
+
+    half = recipe(raw, str(tmp_path / "out"), scorer, select={"rules": {"small": "min(width, height) >= 10"}})
+    with pytest.raises(UserMistake, match="made by another recipe"):
+        curate(half, NullProgress())
+    assert files_under(tmp_path / "out") == before
+    replaced = curate(half, NullProgress(), replace=True)
+    check_sums(replaced)
+    scores = {name: value for name, value in before.items() if name.startswith("scores/")}
+    now = files_under(tmp_path / "out")
+    assert {name: now[name] for name in now if name.startswith("scores/")} == scores  # nothing was scored again
+
+
+def test_a_lost_commit_is_scored_again_and_a_lost_shard_is_packed_again(tmp_path: Path) -> None:
+    raw = str(tmp_path / "raw")
+    put_raw(raw)
+    wanted = recipe(raw, str(tmp_path / "out"))
+    first = read_manifest(curate(wanted, NullProgress()).manifest)
+    commits = sorted((tmp_path / "out" / "scores").glob("*/commit/*.json"))
+    for path in commits[::3]:
+        path.unlink()
+    shards = tmp_path / "out" / "shards" / "pool"
+    for name in ("manifest.json", "pool-000001.tar"):
+        (shards / name).unlink()
+    second = read_manifest(curate(wanted, NullProgress()).manifest)
+    assert second.digest == first.digest
+    assert verify(second, True, NullProgress()).problems == ()
+
+
+def test_bad_input_is_a_clear_mistake_and_leaves_nothing_that_looks_whole(tmp_path: Path) -> None:
+    raw = tmp_path / "raw"
+    put_raw(str(raw))
+    with pytest.raises(UserMistake, match="no files at"):
+        curate(recipe(str(tmp_path / "nowhere"), str(tmp_path / "out")), NullProgress())
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserMistake, match="file"):
+        curate(recipe(str(raw), str(tmp_path / "file" / "out")), NullProgress())
+    rules = {"select": {"rules": {"x": "widht > 1"}}}
+    with pytest.raises(UserMistake, match="'widht'"):
+        curate(recipe(str(raw), str(tmp_path / "out"), **rules), NullProgress())
+    (raw / "questions.parquet").write_bytes(b"PAR1 rubbish")
+    with pytest.raises(UserMistake, match="not a readable parquet"):
+        curate(recipe(str(raw), str(tmp_path / "out")), NullProgress())
+    assert not (tmp_path / "out" / "shards").exists()
+    storage.write(str(raw / "questions.parquet"), questions())
+    (raw / "pairs-1.tar").write_bytes(raw_tar(100, 70)[:40_000])
+    result = curate(recipe(str(raw), str(tmp_path / "out")), NullProgress())
+    check_sums(result)
+    assert result.dropped["tar_truncated"] == 1
+
+
+def test_nothing_kept_is_an_empty_manifest_that_says_why(tmp_path: Path) -> None:
+    raw = str(tmp_path / "raw")
+    put_raw(raw)
+    rules = {"select": {"rules": {"huge": "width > 5000"}}}
+    result = curate(recipe(raw, str(tmp_path / "out"), **rules), NullProgress())
+    assert (result.kept, result.shards) == (0, 0) and result.dropped["huge"] > 100
+    with pytest.raises(UserMistake, match="lists no shards"):
+        read_table(read_manifest(result.manifest))
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    from moto.server import ThreadedMotoServer
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=port, verbose=False)
+    server.start()
+    settings = {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    import s3fs
+
+    s3fs.S3FileSystem.clear_instance_cache()
+    s3fs.S3FileSystem().mkdir("pool")
+    yield "s3://pool"
+    server.stop()
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
+def test_the_real_recipes_run_to_shards_that_others_read(tmp_path: Path, shared_data: Path, scorer: Path) -> None:
+    import webdataset
+
+    clip = f"score.clip=[{{name: tiny, model: 'local-dir:{scorer}', kinds: [pair, conversation]}}]"
+    sources = {"photos": "photos", "receipts": "receipts.parquet", "math": "math/*.tar"}
+    rows = {"photos": 400, "receipts": 150, "math": 600}
+    for name, place in sources.items():
+        overrides = [f"out={tmp_path / name}", f"source.0.uri={shared_data / place}"]
+        overrides += [clip] if name == "math" else []
+        result = curate(load(Recipe, RECIPES / f"{name}.yaml", overrides), NullProgress())
+        check_sums(result)
+        assert result.rows_in == rows[name] and result.kept > 0.8 * rows[name]
+        manifest = read_manifest(result.manifest)
+        tars = [manifest.tar_uri(number) for number in range(len(manifest.shards))]
+        dataset = webdataset.WebDataset(tars, shardshuffle=False).decode("pil")
+        loader = torch.utils.data.DataLoader(dataset, batch_size=None, num_workers=0)
+        keys = [sample["__key__"] for sample in loader]
+        assert len(keys) == len(set(keys)) == result.kept
+        names = [member for tar in tars for member in tarfile.open(tar).getnames()]  # noqa: SIM115
+        assert len(names) == len(set(names)) == result.kept * (2 if name == "math" else 3)
+
+
+def test_a_list_of_urls_is_fetched_then_curated(tmp_path: Path, shared_data: Path) -> None:
+    handler = partial(http.server.SimpleHTTPRequestHandler, directory=str(shared_data / "photos"))
+    handler.log_message = lambda *_: None  # type: ignore[attr-defined]
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    base = f"http://127.0.0.1:{server.server_port}"
+    captions = [json.loads(line) for line in (shared_data / "photos" / "captions.jsonl").read_text().splitlines()][:40]
+    rows = [{"url": f"{base}/{row['file_name']}", "text": row["text"], "domain": "natural"} for row in captions]
+    rows += [
+        {"url": f"{base}/gone.jpg", "text": "x", "domain": "art"},
+        {"url": "ftp://a/b", "text": "x", "domain": "art"},
+    ]
+    (tmp_path / "urls.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    overrides = [f"out={tmp_path / 'out'}", f"source.0.uri={tmp_path / 'urls.jsonl'}"]
+    try:
+        result = curate(load(Recipe, RECIPES / "urls.yaml", overrides), NullProgress())
+        closed = curate(
+            load(Recipe, RECIPES / "urls.yaml", [*overrides[1:], f"out={tmp_path / 'closed'}",
+                                                 "source.0.fetch.allow_networks=[]"]),
+            NullProgress(),
+        )  # fmt: skip
+    finally:
+        server.shutdown()
+    check_sums(result)
+    assert result.rows_in == 42 and result.kept == 40
+    assert result.dropped == {"fetch_http_404": 1, "fetch_scheme": 1}
+    assert (closed.kept, closed.dropped) == (0, {"fetch_blocked_address": 41, "fetch_scheme": 1})
+    row = read_table(read_manifest(result.manifest)).to_pylist()[0]
+    assert row["domain"] == "natural" and row["sha256"]
+
+
+def test_an_object_store_gives_the_same_shards(bucket: str) -> None:
+    import ray
+
+    put_raw(f"{bucket}/raw")
+    wanted = recipe(f"{bucket}/raw", f"{bucket}/out")
+    ray.shutdown()  # its workers have the environment from before the store was started
+    ray.init(address="local", num_cpus=4, object_store_memory=200_000_000, include_dashboard=False, log_to_driver=False)
+    result = curate(wanted, NullProgress())
+    check_sums(result)
+    assert result.rows_in == 180 and result.manifest.startswith("s3://pool/out/")
+    again = curate(wanted, NullProgress())
+    assert read_manifest(again.manifest).digest == read_manifest(result.manifest).digest
+    ray.shutdown()
