@@ -2,6 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 
+from numpy.random import Generator
+
+from sightloom.demo.corpus.draws import maybe
+from sightloom.demo.corpus.sample import Question, number
+
 Facts = Mapping[str, int]
 
 
@@ -29,3 +34,15 @@ def subtract(facts: Facts, more: str, less: str) -> tuple[int, str]:
 def extremes(facts: Facts) -> tuple[str, str]:
     """The names of the largest and of the smallest fact."""
     return max(facts, key=facts.__getitem__), min(facts, key=facts.__getitem__)
+
+
+def drills(rng: Generator, most: int) -> list[Question]:
+    """Two sums or differences without a picture, of numbers as the worked steps meet them."""
+    questions = []
+    for _ in range(2):
+        one, other = int(rng.integers(1, 2 * most + 1)), int(rng.integers(1, most + 1))
+        if maybe(rng, 0.3):
+            questions.append(number("drill", f"What is {one + other} minus {other}?", one))
+        else:
+            questions.append(number("drill", f"What is {one} plus {other}?", one + other))
+    return questions

@@ -10,7 +10,7 @@ from sightloom.demo.corpus.draws import maybe, pick, pick_some, told
 from sightloom.demo.corpus.icons import FOOD
 from sightloom.demo.corpus.sample import Sample, compose, number, text
 
-MOST: Final = 6  # the largest price
+MOST: Final = 5  # the largest price
 LINES: Final = ("first", "second", "third")
 
 
@@ -48,7 +48,15 @@ def _chart(rng: Generator) -> Sample:
             f"tallest {most}, shortest {least}, {steps}",
         ),
     ]
-    return compose(rng, "document", canvas.finish(), f"bar chart, {levels.describe(rng, facts)}", direct, worked)
+    return compose(
+        rng,
+        "document",
+        canvas.finish(),
+        f"bar chart, {levels.describe(rng, facts)}",
+        direct,
+        worked,
+        arithmetic.drills(rng, MOST),
+    )
 
 
 def _bill(rng: Generator) -> Sample:
@@ -79,5 +87,8 @@ def _bill(rng: Generator) -> Sample:
         number("total", "What is the total?", total, steps),
         number("together", f"What do {pair[0]} and {pair[1]} cost together?", together, pair_steps),
     ]
-    parts = told(rng, [f"{name} {price}" for name, price in facts.items()])
-    return compose(rng, "document", canvas.finish(), f"bill, {', '.join(parts)}", direct, worked)
+    plain = [f"{name} {price}" for name, price in facts.items()]
+    by_line = [f"{line} {words}" for line, words in zip(LINES, plain, strict=True)]
+    by_name = [f"{words} {line}" for line, words in zip(LINES, plain, strict=True)]
+    caption = f"bill, {told(rng, plain, by_line, by_name)}"
+    return compose(rng, "document", canvas.finish(), caption, direct, worked, arithmetic.drills(rng, MOST))

@@ -10,7 +10,7 @@ from sightloom.demo.corpus.draws import pick_some, told
 from sightloom.demo.corpus.places import ORDINALS
 from sightloom.demo.corpus.sample import Question, choice, number
 
-MOST: Final = 6  # the highest level
+MOST: Final = 5  # the highest level
 
 
 def draw_levels(rng: Generator) -> dict[str, int]:
@@ -20,8 +20,11 @@ def draw_levels(rng: Generator) -> dict[str, int]:
 
 
 def describe(rng: Generator, facts: dict[str, int]) -> str:
-    """The facts by colour, mostly from left to right."""
-    return ", ".join(told(rng, [f"{name} {level}" for name, level in facts.items()]))
+    """The facts by colour, or by place."""
+    plain = [f"{name} {level}" for name, level in facts.items()]
+    by_place = [f"{line} {words}" for line, words in zip(ORDINALS, plain, strict=True)]
+    by_colour = [f"{words} {line}" for line, words in zip(ORDINALS, plain, strict=True)]
+    return told(rng, plain, by_place, by_colour)
 
 
 def direct_questions(facts: dict[str, int], value: str, place: str, most: str, least: str) -> list[Question]:

@@ -55,8 +55,10 @@ def _background(rng: Generator, time: str, ground: str) -> Canvas:
 
 
 def _caption(rng: Generator, things: list[Thing], time: str, ground: str) -> str:
-    parts = [f"{place} {_say(thing)}" for place, thing in zip(PLACES, things, strict=True)]
-    return f"{', '.join(told(rng, parts))}, {time} over {ground}"
+    by_place = [f"{place} {_say(thing)}" for place, thing in zip(PLACES, things, strict=True)]
+    by_colour = [f"{_say(thing)} {place}" for place, thing in zip(PLACES, things, strict=True)]
+    by_name = [f"{_say(thing and thing[::-1])} {place}" for place, thing in zip(PLACES, things, strict=True)]
+    return f"{told(rng, by_place, by_place, by_colour, by_name)}, {time} over {ground}"
 
 
 def _say(thing: Thing) -> str:

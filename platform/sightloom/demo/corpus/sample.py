@@ -76,10 +76,14 @@ def compose(
     caption: str,
     direct: Sequence[Question],
     steps: Sequence[Question] = (),
+    drills: Sequence[Question] = (),
 ) -> Sample:
-    """Choose from all questions of a picture: three direct ones and one with steps, and a dialogue of eight turns."""
+    """Choose from all questions of a picture: three direct ones and one with steps, and a dialogue of more turns.
+
+    `drills` are exercises that need no picture; they stand in the dialogue alone.
+    """
     seen, worked = _shuffled(rng, direct), _shuffled(rng, steps)
-    turns = [*seen[:SEEN_TURNS], *worked[:WORKED_TURNS]]
+    turns = [*seen[:SEEN_TURNS], *worked[:WORKED_TURNS], *drills]
     return Sample(domain, image, caption, (*seen[:3], *worked[:1]), tuple(_shuffled(rng, turns)))
 
 

@@ -26,7 +26,7 @@ def _tubes(rng: Generator) -> Sample:
         canvas.rectangle(middle - 5, 3, middle + 5, 61, WHITE, 4)
         canvas.rectangle(middle - 5, 56 - 8 * level, middle + 5, 61, INK[colour], 4)
         canvas.rectangle(middle - 5, 56 - 8 * level, middle + 5, 59 - 8 * level, INK[colour])
-        for mark in range(1, 7):
+        for mark in range(1, levels.MOST + 1):
             canvas.rectangle(middle - 5, 56 - 8 * mark, middle - 2.5, 56.7 - 8 * mark, BLACK)
         canvas.rectangle(middle - 7, 2, middle + 7, 4, GREY, 1)
     direct = levels.direct_questions(
@@ -40,7 +40,15 @@ def _tubes(rng: Generator) -> Sample:
         *levels.sums(rng, facts, "How much do {} and {} make together?", "pour"),
         levels.difference(rng, facts, "How much more is in {} than in {}?"),
     ]
-    return compose(rng, "science", canvas.finish(), f"test tubes, {levels.describe(rng, facts)}", direct, worked)
+    return compose(
+        rng,
+        "science",
+        canvas.finish(),
+        f"test tubes, {levels.describe(rng, facts)}",
+        direct,
+        worked,
+        arithmetic.drills(rng, levels.MOST),
+    )
 
 
 def _balance(rng: Generator) -> Sample:
@@ -64,6 +72,7 @@ def _balance(rng: Generator) -> Sample:
     ]
     total, steps = arithmetic.add(facts, ("left", "right"))
     worked = [number("blocks-total", "How many blocks are there in all?", total, steps)]
-    parts = told(rng, [f"{side} {ink} {facts[side]}" for side, ink in sides])
-    caption = f"balance, {', '.join(parts)}, {heavier} is heavier"
-    return compose(rng, "science", canvas.finish(), caption, direct, worked)
+    by_side = [f"{side} {ink} {facts[side]}" for side, ink in sides]
+    by_number = [f"{side} {facts[side]} {ink}" for side, ink in sides]
+    caption = f"balance, {told(rng, by_side, by_side, by_number)}, {heavier} is heavier"
+    return compose(rng, "science", canvas.finish(), caption, direct, worked, arithmetic.drills(rng, levels.MOST))

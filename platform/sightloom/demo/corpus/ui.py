@@ -24,6 +24,10 @@ def _box(x1: float, y1: float, x2: float, y2: float) -> tuple[int, int, int, int
     return left, top, right, bottom
 
 
+def _at(spot: tuple[int, int]) -> str:
+    return f"({spot[0]}, {spot[1]})"
+
+
 def _buttons(rng: Generator) -> Sample:
     colours = pick_some(rng, tuple(INK), 4)
     signs = [pick(rng, tuple(SIGNS)) for _ in range(4)]
@@ -50,8 +54,11 @@ def _buttons(rng: Generator) -> Sample:
             steps = f"{colours[start]} {PLACES[start]}, {way} is {PLACES[end]}"
             prompt = f"Click the button {way} the {colours[start]} one."
             worked.append(click("click-next", prompt, BUTTON_SPOTS[end], boxes[end], steps))
-    parts = told(rng, [f"{place} {ink} {sign}" for ink, sign, place in facts])
-    return compose(rng, "ui", canvas.finish(), f"window, {', '.join(parts)}", direct, worked)
+    by_place = [f"{place} {ink} {sign}" for ink, sign, place in facts]
+    by_colour = [f"{ink} {sign} {place}" for ink, sign, place in facts]
+    by_spot = [f"{ink} {sign} {_at(spot)}" for (ink, sign, _), spot in zip(facts, BUTTON_SPOTS, strict=True)]
+    caption = f"window, {told(rng, by_place, by_place, by_colour, by_spot)}"
+    return compose(rng, "ui", canvas.finish(), caption, direct, worked)
 
 
 def _settings(rng: Generator) -> Sample:
@@ -79,8 +86,12 @@ def _settings(rng: Generator) -> Sample:
         *(text("setting", f"What is the {line} setting?", name) for line, name, _ in facts),
     ]
     worked = [number("count-on", "How many switches are on?", seen, ", ".join(steps))]
-    parts = told(rng, [f"{name} {word}" for _, name, word in facts])
-    return compose(rng, "ui", canvas.finish(), f"settings, {', '.join(parts)}", direct, worked)
+    plain = [f"{name} {word}" for _, name, word in facts]
+    by_line = [f"{line} {name} {word}" for line, name, word in facts]
+    by_name = [f"{name} {word} {line}" for line, name, word in facts]
+    by_spot = [f"{name} {word} {_at(spot)}" for (_, name, word), spot in zip(facts, SWITCH_SPOTS, strict=True)]
+    caption = f"settings, {told(rng, plain, by_line, by_name, by_spot)}"
+    return compose(rng, "ui", canvas.finish(), caption, direct, worked)
 
 
 def _switch(canvas: Canvas, x: float, y: float, state: bool) -> None:
