@@ -6,12 +6,10 @@ from typing import Annotated, Any, Final, Literal, get_args
 from pydantic import Field, field_validator, model_validator
 
 from sightloom.config import Frozen
+from sightloom.training.objective_options import Count, Objective, Positive, Share
 
 StageKind = Literal["align", "instruct", "reason", "specialize"]
 STAGE_ORDER: Final[tuple[str, ...]] = get_args(StageKind)
-Share = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[float, Field(gt=0)]
-Count = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0)] | Literal["frozen"]
 
 
@@ -119,90 +117,6 @@ class Rates(Frozen):
         """Learning rate per module group, None where it is frozen."""
         values = {name: getattr(self, name) for name in ("vision", "fusion", "decoder", "head")}
         return {name: None if value == "frozen" else float(value) for name, value in values.items()}
-
-
-class AlignObjective(Frozen):
-    """Contrastive alignment across all workers plus captioning."""
-
-    kind: Literal["align"]
-    contrastive: Literal["siglip", "clip"] = "siglip"
-    weight: Annotated[float, Field(ge=0)] = 0.5
-    caption_weight: Annotated[float, Field(ge=0)] = 1.0
-
-
-class SftObjective(Frozen):
-    """Supervised fine-tuning on conversations.
-
-    `reasoning: false` leaves worked steps out (direct answers). With true the prompt opens a think block, in which the
-    steps are written, or which is closed at once where the record has none; the share `empty_think_share` of the
-    documents answers directly after a block that the prompt closed.
-    """
-
-    kind: Literal["sft"]
-    turns: Literal["all", "last"] = "all"
-    reasoning: bool = False
-    empty_think_share: Share = 0.0
-
-
-class Advantage(Frozen):
-    """How rewards become advantages (training.md §6)."""
-
-    name: Literal["g2rpo", "grpo", "dr_grpo", "rloo"] = "g2rpo"
-    unit_variance: bool = False
-
-
-class PolicyLoss(Frozen):
-    """The policy loss and how its tokens are aggregated."""
-
-    name: Literal["clip"] = "clip"
-    aggregate: Literal["token", "sequence", "constant"] = "token"
-    clip: tuple[Positive, Positive] = (0.2, 0.3)
-    dual_clip: Positive | None = 3.0
-    tis_cap: Positive = 2.0
-
-
-class Rewards(Frozen):
-    """Weights of the reward's parts."""
-
-    accuracy: Share = 0.8
-    format: Share = 0.1
-    length: Share = 0.1
-
-
-class RolloutOptions(Frozen):
-    """A step samples `prompts` groups of `n` responses; groups with mean accuracy outside `keep` are replaced."""
-
-    engine: Literal["transformers"] = "transformers"
-    prompts: Count = 8
-    n: Annotated[int, Field(ge=2)] = 8
-    temperature: Positive = 1.0
-    max_new_tokens: Count = 96
-    keep: tuple[Share, Share] = (0.01, 0.99)
-    rounds: Count = 3
-
-
-class RlObjective(Frozen):
-    """Policy optimisation on verifiable rewards; `length` holds Lmin, Llow, Lhigh, Lmax in tokens per task."""
-
-    kind: Literal["rl"]
-    advantage: Advantage = Advantage()
-    loss: PolicyLoss = PolicyLoss()
-    rewards: Rewards = Rewards()
-    length: dict[str, tuple[int, int, int, int]] = Field(default_factory=lambda: {"default": (0, 8, 64, 96)})
-    rollout: RolloutOptions = RolloutOptions()
-
-    @field_validator("length")
-    @classmethod
-    def _has_default(cls, value: dict[str, tuple[int, int, int, int]]) -> dict[str, tuple[int, int, int, int]]:
-        for task, bounds in value.items():
-            if list(bounds) != sorted(bounds):
-                raise ValueError(f"length.{task}: Lmin, Llow, Lhigh, Lmax must rise")
-        if "default" not in value:
-            raise ValueError("length needs the key 'default'")
-        return value
-
-
-Objective = Annotated[AlignObjective | SftObjective | RlObjective, Field(discriminator="kind")]
 
 
 class Rule(Frozen):

@@ -24,8 +24,9 @@ from sightloom.objectives.advantages import dr_grpo, g2rpo, grpo, rloo
 from sightloom.objectives.rewards import format_reward, length_reward, score
 from sightloom.records import Answer
 from sightloom.training.corpus import Corpus
-from sightloom.training.curriculum import Advantage, RlObjective, Stage
+from sightloom.training.curriculum import Stage
 from sightloom.training.engines import RolloutEngine
+from sightloom.training.objective_options import Advantage, RlObjective
 from sightloom.training.order import Order, keyed
 from sightloom.training.parallel import Workers
 from sightloom.training.reader import Reader

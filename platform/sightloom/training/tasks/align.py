@@ -15,7 +15,8 @@ from sightloom.model.packs import Pack
 from sightloom.objectives.contrastive import clip_loss, siglip_loss
 from sightloom.objectives.language import lm_loss
 from sightloom.training.corpus import Corpus, Picked
-from sightloom.training.curriculum import AlignObjective, Stage
+from sightloom.training.curriculum import Stage
+from sightloom.training.objective_options import AlignObjective
 from sightloom.training.order import Rows, keyed
 from sightloom.training.parallel import Workers
 from sightloom.training.reader import Reader

@@ -4,7 +4,8 @@ from pathlib import Path
 
 from sightloom.model.load import VLM
 from sightloom.training.corpus import Corpus
-from sightloom.training.curriculum import AlignObjective, SftObjective, Stage
+from sightloom.training.curriculum import Stage
+from sightloom.training.objective_options import AlignObjective, SftObjective
 from sightloom.training.parallel import Workers
 from sightloom.training.tasks.align import Align
 from sightloom.training.tasks.batch import Packer

@@ -17,8 +17,9 @@ from sightloom.model.load import VLM
 from sightloom.model.packs import Pack
 from sightloom.objectives.policy import Totals, aggregate, clip_loss, mismatch_weight
 from sightloom.training.corpus import Corpus
-from sightloom.training.curriculum import RlObjective, Stage
+from sightloom.training.curriculum import Stage
 from sightloom.training.engines import TransformersEngine
+from sightloom.training.objective_options import RlObjective
 from sightloom.training.parallel import Workers
 from sightloom.training.rollouts import Group, Rollouts
 from sightloom.training.tasks.batch import Packer

@@ -6,7 +6,8 @@ import torch
 
 from sightloom.objectives.language import lm_loss
 from sightloom.training.corpus import Corpus, Picked
-from sightloom.training.curriculum import SftObjective, Stage
+from sightloom.training.curriculum import Stage
+from sightloom.training.objective_options import SftObjective
 from sightloom.training.order import keyed
 from sightloom.training.parallel import Workers
 from sightloom.training.tasks.batch import Packer, TextBatch

@@ -1,0 +1,46 @@
+"""Who does the work of a run: Ray Train's workers or this very process, hired when the first stage needs them."""
+
+from pathlib import Path
+from typing import Any, Final
+
+import ray
+
+from sightloom.training.curriculum import Curriculum
+from sightloom.training.inprocess import InProcess
+from sightloom.training.trainer import Crew
+
+_OBJECT_STORE_BYTES: Final = 200_000_000
+
+
+class LazyCrew:
+    """The crew, hired when the first stage needs it: a run with nothing to do starts no Ray."""
+
+    def __init__(self, curriculum: Curriculum, folder: Path, ray_address: str) -> None:
+        self._curriculum, self._folder, self._address = curriculum, folder, ray_address
+        self._crew: Crew | InProcess | None = None
+        self._owns_ray = False
+
+    def get(self) -> Crew | InProcess:
+        if self._crew is None:
+            if self._curriculum.ray.workers == 0:
+                self._crew = InProcess(self._folder / "checkpoints")
+                return self._crew
+            if not ray.is_initialized():
+                options: dict[str, Any] = {"include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES}
+                if self._address == "local":
+                    options["num_cpus"] = max(self._curriculum.ray.workers, 2)
+                else:
+                    options = {}
+                ray.init(address=self._address, log_to_driver=False, **options)
+                self._owns_ray = True
+            options_ = self._curriculum.ray
+            crew = Crew(self._curriculum.run.name, self._folder / "ray", options_, self._curriculum.checkpoint)
+            crew.start()
+            self._crew = crew
+        return self._crew
+
+    def close(self) -> None:
+        if self._crew is not None:
+            self._crew.dismiss()
+        if self._owns_ray:
+            ray.shutdown()
