@@ -153,7 +153,7 @@ def test_a_corpus_becomes_shards_once_and_again_the_same(tmp_path: Path, scorer:
     tokenizer = open_clip.get_tokenizer(f"local-dir:{scorer}")
     model.eval()
     pairs = [row for row in table.to_pylist() if row["kind"] == "pair"]
-    for row in pairs[:20]:
+    for row in [row for row in pairs if row["source_key"][-2:] not in ("00", "03")][:20]:  # the planted copies
         sample = reader.read(row["shard"], row["offset"], row["size"])
         assert sample.image == picture(int(row["source_key"])) and sample.image is not None
         with torch.no_grad():

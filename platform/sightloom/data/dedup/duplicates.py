@@ -41,8 +41,8 @@ class Duplicates:
 
 def find_duplicates(table: pa.Table, config: DedupConfig) -> Duplicates:
     """Find the duplicates among rows [N] with status ok."""
-    ok = pc.equal(table.column("status"), "ok").to_numpy(zero_copy_only=False)
-    pairs = pc.equal(table.column("kind"), "pair").to_numpy(zero_copy_only=False)
+    ok = mask_of(pc.equal(table.column("status"), "ok"))
+    pairs = mask_of(pc.equal(table.column("kind"), "pair"))
     rank = priorities(table, config.prefer)
     winner_of = np.full(table.num_rows, -1, np.int64)
     reason_of = np.full(table.num_rows, "", dtype=object)
@@ -53,8 +53,7 @@ def find_duplicates(table: pa.Table, config: DedupConfig) -> Duplicates:
         _exact(_codes(table, "sha256"), alive & pairs, rank, "dup_image", winner_of, reason_of)
         alive &= winner_of < 0
     if config.perceptual is not None:
-        flatness = table.column("flatness").to_numpy(zero_copy_only=False)
-        chosen = np.flatnonzero(alive & pairs & ~(flatness > MAX_FLATNESS))
+        chosen = np.flatnonzero(alive & pairs & (numbers(table, "flatness") <= MAX_FLATNESS))
         _near(table, chosen, rank, config.perceptual.bits, winner_of, reason_of)
     rows = np.flatnonzero(winner_of >= 0)
     return Duplicates(rows, tuple(str(reason_of[row]) for row in rows), winner_of[rows])
@@ -75,6 +74,11 @@ def priorities(table: pa.Table, prefer: str | None) -> Indexes:
     rank = np.empty(size, np.int64)
     rank[order] = np.arange(size)
     return rank
+
+
+def mask_of(values: pa.ChunkedArray | pa.Array) -> Mask:
+    """Return a boolean column [N] as numpy, nulls as false, also where there are no rows."""
+    return np.asarray(pc.fill_null(values, False).to_numpy(zero_copy_only=False), dtype=np.bool_)
 
 
 def numbers(table: pa.Table, name: str) -> npt.NDArray[np.float64]:

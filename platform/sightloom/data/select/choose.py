@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sightloom.data.dedup.duplicates import Duplicates, numbers, uid_halves
+from sightloom.data.dedup.duplicates import Duplicates, mask_of, numbers, uid_halves
 from sightloom.data.recipe import SelectConfig, Top
 from sightloom.data.select.expressions import Expression, compile_expression
 from sightloom.data.sources.records import OK
@@ -60,7 +60,7 @@ def with_counts(table: pa.Table) -> pa.Table:
     ok = pc.equal(table.column("status"), OK)
     keys = pc.if_else(ok, table.column("text_hash"), pa.scalar(None, pa.uint64())).combine_chunks()
     is_pair = pc.equal(table.column("kind"), "pair").combine_chunks()
-    codes = np.where(is_pair.to_numpy(zero_copy_only=False), 0, 1)
+    codes = np.where(mask_of(is_pair), 0, 1)
     values = pc.fill_null(keys, 0).to_numpy(zero_copy_only=False)
     _, place, count = np.unique(np.stack([values, codes.astype(np.uint64)], 1), axis=0, return_inverse=True,
                                 return_counts=True)  # fmt: skip
@@ -122,7 +122,7 @@ def choose(table: pa.Table, duplicates: Duplicates, selection: Compiled) -> tupl
     fails = np.zeros(size, np.uint64)
     alone: dict[str, int] = {}
     for bit, (name, expression) in enumerate(selection.rules.items()):
-        true = expression.mask(usable_table).to_numpy(zero_copy_only=False)
+        true = mask_of(expression.mask(usable_table))
         false_rows = usable[~true]
         alone[name] = len(false_rows)
         fails[false_rows] |= np.uint64(1 << bit)
@@ -147,7 +147,7 @@ def _apply_top(table: pa.Table, top: Top, reason: npt.NDArray[np.object_], ok: M
     scope = ok & (reason == None)  # noqa: E711
     counted = scope if top.of == "survivors" else np.ones(len(ok), bool)
     if top.kinds is not None:
-        of_kind = pc.is_in(table.column("kind"), value_set=pa.array(top.kinds)).to_numpy(zero_copy_only=False)
+        of_kind = mask_of(pc.is_in(table.column("kind"), value_set=pa.array(top.kinds)))
         scope, counted = scope & of_kind, counted & of_kind
     groups = np.full(len(ok), None, dtype=object)
     if top.per is not None:
