@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-# Before any test module imports torch, Ray or MLflow: nothing is written outside temporary folders, and two cores are shared on purpose.
+# Before any test module imports torch, Ray or MLflow: nothing is written outside temporary folders, and two cores are
+# shared on purpose.
 _HOME = tempfile.mkdtemp(prefix="sightloom-test-home-")
 os.environ |= {
     "HOME": _HOME,

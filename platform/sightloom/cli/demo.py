@@ -1,6 +1,7 @@
 """The verb demo: the whole road on this machine."""
 
 import signal
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -91,7 +92,7 @@ def _percent(figure: dict[str, Any] | None) -> str:
     return f"{figure['value'] * 100:.1f}{interval}"
 
 
-def _show_answer(screen: Console, asked: dict[str, Any]) -> None:
+def _show_answer(screen: Console, asked: Mapping[str, Any]) -> None:
     screen.print(f"\n[bold]{asked['domain']}[/]  {asked['question']}")
     if screen.is_terminal:
         screen.print(_blocks(Path(asked["picture"])))
