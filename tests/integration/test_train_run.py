@@ -61,6 +61,7 @@ def _our_worker() -> int:
     raise AssertionError("no Ray Train worker of ours is running")
 
 
+@pytest.mark.long
 @pytest.mark.timeout(900)  # two starts of two workers, each importing torch: 80 s alone, minutes on a busy machine
 def test_a_killed_worker_costs_no_stage_and_a_second_run_does_nothing(
     manifest: str, tmp_path: Path, ray_session: None, mlflow_uri: str
