@@ -87,6 +87,4 @@ class Sft:
     def _mode(self, picked: Picked) -> bool | None:
         if not self._options.reasoning:
             return None
-        if picked.sample.conversation.reasoning_chars == 0:
-            return False
         return bool(keyed(self._seed, _EMPTY_DRAW, picked.row).random() >= self._options.empty_think_share)
