@@ -58,8 +58,7 @@ def export(vlm: VLM, folder: Path, info: dict[str, Any], probes: Sequence[Probe]
         for probe, answer in zip(probes, answers, strict=True)
     ]
     (partial / PROBES).write_bytes(b"".join(line + b"\n" for line in lines))
-    files = {file.name: storage.sha256_file(file) for file in sorted(partial.iterdir())}
-    (partial / MANIFEST).write_bytes(canonical_json({"files": files}))
+    (partial / MANIFEST).write_bytes(_manifest(partial))
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
     return model_digest(folder)
@@ -73,9 +72,15 @@ def model_digest(folder: Path) -> str:
 def seal(folder: Path, info: dict[str, Any]) -> str:
     """Give a folder that was not trained here (a fresh model) its info and manifest; returns its digest."""
     (folder / INFO).write_bytes(canonical_json(info))
-    files = {file.name: storage.sha256_file(file) for file in sorted(folder.iterdir()) if file.name != MANIFEST}
-    storage.write(str(folder / MANIFEST), canonical_json({"files": files}))
+    storage.write(str(folder / MANIFEST), _manifest(folder))
     return model_digest(folder)
+
+
+def _manifest(folder: Path) -> bytes:
+    """What the registry verifies: each file's digest and size."""
+    files = [file for file in sorted(folder.iterdir()) if file.name != MANIFEST]
+    listed = {file.name: {"sha256": storage.sha256_file(file), "bytes": file.stat().st_size} for file in files}
+    return canonical_json({"files": listed})
 
 
 def verify(folder: Path) -> VLM:
@@ -86,7 +91,7 @@ def verify(folder: Path) -> VLM:
     """
     files = json.loads((folder / MANIFEST).read_bytes())["files"]
     for name, expected in files.items():
-        if not (folder / name).is_file() or storage.sha256_file(folder / name) != expected:
+        if not (folder / name).is_file() or storage.sha256_file(folder / name) != expected["sha256"]:
             raise SightloomError(f"the model in '{folder}' is damaged: {name} differs from its manifest")
     vlm = load(str(folder))
     lines = [json.loads(line) for line in (folder / PROBES).read_bytes().splitlines()]
