@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from sightloom import storage
 from sightloom.config import canonical_json
-from sightloom.data.dedup.duplicates import Duplicates
+from sightloom.data.dedup.duplicates import Duplicates, mask_of
 from sightloom.data.prepare import Prepared
 from sightloom.data.report.gallery import Gallery, pictures
 from sightloom.data.report.page import render
@@ -107,7 +107,7 @@ def _domains(table: pa.Table, decision: Decision) -> dict[str, dict[str, int]]:
 def _histogram(table: pa.Table, name: str, decision: Decision) -> dict[str, Any] | None:
     """Count a column's values in equal bins between its 0.1 and 99.9 percentiles, for all usable rows and the kept."""
     values = pc.cast(table.column(name), pa.float64()).to_numpy(zero_copy_only=False)
-    usable = np.isfinite(values) & np.array([status == "ok" for status in table.column("status").to_pylist()])
+    usable = np.isfinite(values) & mask_of(pc.equal(table.column("status"), "ok"))
     if not usable.any():
         return None
     low, high = np.quantile(values[usable], [0.001, 0.999])
