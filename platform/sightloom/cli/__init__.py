@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import sys
 from typing import Any
 
 import typer
@@ -111,4 +112,6 @@ def _options(
 def main() -> None:
     """Run one verb and leave with its exit code."""
     prepare_environment()
+    if "--json" in sys.argv:
+        console.claim_stdout()
     cli(prog_name="sightloom")

@@ -3,7 +3,7 @@
 import json
 import sys
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import typer
 from rich.console import Console
@@ -16,11 +16,21 @@ Store = Annotated[
 ]
 
 
+_claimed: list[TextIO] = []
+
+
+def claim_stdout() -> None:
+    """Keep stdout for the result alone: what libraries print (Ray's workers, say) goes to stderr from here on."""
+    _claimed.append(sys.stdout)
+    sys.stdout = sys.stderr
+
+
 def emit(result: dict[str, Any], as_json: bool, human: Callable[[Console], None]) -> None:
     """Print a result: one JSON object for machines, or what `human` writes for people."""
     if as_json:
-        sys.stdout.write(json.dumps(result, ensure_ascii=False) + "\n")
-        sys.stdout.flush()
+        stream = _claimed[-1] if _claimed else sys.stdout
+        stream.write(json.dumps(result, ensure_ascii=False) + "\n")
+        stream.flush()
     else:
         human(Console(highlight=False))
 
