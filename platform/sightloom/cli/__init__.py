@@ -19,7 +19,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "demo": ("demo", "Raw pairs in, a served reasoning model out: the whole road on this machine."),
     "curate": ("curate", "Filter, deduplicate and shard image-text corpora by a recipe."),
     "fit-scorer": ("curate", "Train a small CLIP filter network on trusted pairs."),
-    "verify": ("curate", "Recompute every checksum, count and key of finished shards."),
+    "verify": ("verify", "Recompute every checksum, count and key of finished shards."),
     "train": ("train", "Train a model through the stages of a curriculum."),
     "evaluate": ("evaluate", "Ask a model the held-out questions of a suite, per domain."),
     "promote": ("release", "Let a registered version become champion, if it passes the gate."),

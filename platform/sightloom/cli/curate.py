@@ -1,4 +1,4 @@
-"""`sightloom curate`, `verify`, `fit-scorer`: from raw pairs to shards that can be trusted."""
+"""`sightloom curate`, `fit-scorer`: from raw pairs to shards that can be trusted."""
 
 from typing import Annotated
 
@@ -11,8 +11,6 @@ from sightloom.config import load
 from sightloom.data.curation import CurationResult, curate, ensure_ray
 from sightloom.data.fit import fit_scorer
 from sightloom.data.recipe import Recipe
-from sightloom.data.shards.manifest import read_manifest
-from sightloom.data.shards.verify import verify
 from sightloom.errors import SightloomError, UserMistake
 from sightloom.progress import terminal_progress
 from sightloom.tracking import MlflowTracker
@@ -55,30 +53,6 @@ def register(app: typer.Typer) -> None:
         if result.failed > parsed.score.max_failed * max(1, result.rows_in):
             raise SightloomError(
                 f"{result.failed} rows failed inside", "see the report; score.max_failed allows a share"
-            )
-
-    @app.command("verify")
-    def verify_verb(
-        manifest: Annotated[str, typer.Argument(help="A manifest.json, or the folder that holds it.")],
-        deep: Annotated[bool, typer.Option(help="Also read every sample and hash every picture.")] = False,
-        as_json: AsJson = False,
-    ) -> None:
-        """Recompute every checksum, count and key of finished shards.
-
-        sightloom verify out/photos/shards/photos --deep
-        """
-        result = verify(read_manifest(manifest), deep, terminal_progress())
-
-        def show(page: Console) -> None:
-            for problem in result.problems:
-                page.print(f"[red]✗[/] {problem}")
-            if not result.problems:
-                page.print(f"[green]✓[/] {result.samples} samples in {result.shards} shards are what was written")
-
-        console.emit(result.to_json(), as_json, show)
-        if result.problems:
-            raise SightloomError(
-                f"{len(result.problems)} problems in '{result.manifest}'", "curate again, with --replace"
             )
 
     @app.command("fit-scorer")
