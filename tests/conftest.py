@@ -30,22 +30,21 @@ settings.load_profile("shared")
 SHARED_DATA = Path(__file__).parent.parent.parent / "shared" / "data"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def ray_session() -> Iterator[None]:
-    """One local Ray for all tests of the session."""
+    """One local Ray for the tests of the session; it is started again after a module that had to end it."""
     import ray
 
-    folder = tempfile.mkdtemp(prefix="slray-")
-    ray.init(
-        address="local",
-        num_cpus=4,
-        object_store_memory=300_000_000,
-        include_dashboard=False,
-        log_to_driver=False,
-        _temp_dir=folder,
-    )
+    if not ray.is_initialized():
+        ray.init(
+            address="local",
+            num_cpus=4,
+            object_store_memory=300_000_000,
+            include_dashboard=False,
+            log_to_driver=False,
+            _temp_dir=tempfile.mkdtemp(prefix="slray-"),
+        )
     yield
-    ray.shutdown()
 
 
 @pytest.fixture(scope="session")

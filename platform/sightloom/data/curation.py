@@ -10,6 +10,7 @@ import json
 import logging
 import pickle
 import time
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -66,10 +67,15 @@ class CurationResult:
 
 
 def ensure_ray(address: str = "local") -> None:
-    """Start (or join) Ray unless this process has it already."""
-    if not ray.is_initialized():
-        ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level="warning")
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    """Start (or join) Ray unless this process has it already; SightloomError where it does not come up."""
+    if ray.is_initialized():
+        return
+    try:
+        ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level="error")
+    except Exception as error:  # noqa: BLE001  Ray raises a bare Exception when its node is late
+        raise SightloomError(
+            f"Ray did not start: {error}", "is the machine very busy? run the command again"
+        ) from error
 
 
 def curate(recipe: Recipe, progress: Progress, tracker: Tracker | None = None, replace: bool = False) -> CurationResult:
@@ -156,8 +162,10 @@ def _run(prepared: Prepared, missing: list[Job]) -> Iterator[dict[str, Any]]:
     rows.context.enable_progress_bars = False
     rows.context.print_on_execution_start = False
     rows.context.issue_detectors_config.detectors = []
-    rows = rows.flat_map(read, num_cpus=READ_CPUS, max_retries=2)
-    rows = rows.map(measure_chunk, fn_kwargs={"plan": plan}, num_cpus=MEASURE_CPUS, max_retries=2)
+    with warnings.catch_warnings():  # Ray 2.60 has no other way to say max_retries, and warns that this one will go
+        warnings.simplefilter("ignore", DeprecationWarning)
+        rows = rows.flat_map(read, num_cpus=READ_CPUS, max_retries=2)
+        rows = rows.map(measure_chunk, fn_kwargs={"plan": plan}, num_cpus=MEASURE_CPUS, max_retries=2)
     if prepared.specs:
         gpus = int(ray.cluster_resources().get("GPU", 0)) if workers.gpus == "auto" else workers.gpus
         actors = max(1, gpus) if workers.scorers == "auto" else workers.scorers
