@@ -72,10 +72,11 @@ def ensure_ray(address: str = "local") -> None:
         return
     try:
         ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level="error")
-    except Exception as error:  # noqa: BLE001  Ray raises a bare Exception when its node is late
+    except Exception as error:  # Ray raises a bare one when its node is late
         raise SightloomError(
             f"Ray did not start: {error}", "is the machine very busy? run the command again"
         ) from error
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
 
 
 def curate(recipe: Recipe, progress: Progress, tracker: Tracker | None = None, replace: bool = False) -> CurationResult:
