@@ -5,8 +5,7 @@ from pathlib import Path
 
 from sightloom.errors import UserMistake
 
-_CHECKOUT = Path(__file__).parents[3] / "pipelines"
-_WHEEL = Path(__file__).parent / "pipelines"
+_PIPELINES = Path(__file__).parents[3] / "pipelines"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +36,8 @@ def settings(seed: int, quick: bool) -> Settings:
 
 
 def pipeline_file(name: str) -> Path:
-    """A file of `pipelines/`, from the wheel or from the checkout that the demo runs in."""
-    for folder in (_WHEEL, _CHECKOUT):
-        if (folder / name).is_file():
-            return folder / name
-    raise UserMistake(
-        f"the demo needs pipelines/{name}", "run it from a checkout or from a wheel that holds pipelines/"
-    )
+    """A file of `pipelines/` in the checkout that the demo runs in."""
+    file = _PIPELINES / name
+    if not file.is_file():
+        raise UserMistake(f"the demo needs '{file}'", "run it from a checkout of the project: make demo")
+    return file
