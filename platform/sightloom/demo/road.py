@@ -58,7 +58,7 @@ class Demo:
     def next_commands(self) -> tuple[str, ...]:
         """What to try now."""
         return (
-            f"sightloom serve {MODEL}@champion --store {self.paths['mlflow']}",
+            f"sightloom serve {MODEL}:{self.version['version']} --store {self.paths['mlflow']}",
             f"sightloom evaluate pipelines/suites/heldout-thinking.yaml --checkpoint {self.paths['model']} "
             f"--manifest {self.paths['manifest']}",
             "sightloom curate pipelines/recipes/photos.yaml --set out=out/photos",
