@@ -10,19 +10,24 @@ from sightloom.demo.corpus.sample import Question, number
 Facts = Mapping[str, int]
 
 
-def say(facts: Facts, names: Sequence[str] | None = None) -> str:
-    """The facts in the caption's own words: `red 3, blue 5`."""
-    return ", ".join(f"{name} {facts[name]}" for name in names or tuple(facts))
+def say(facts: Facts, names: Sequence[str]) -> str:
+    """Some of the facts: `red 3, blue 5`."""
+    return ", ".join(f"{name} {facts[name]}" for name in names)
 
 
 def add(facts: Facts, names: Sequence[str]) -> tuple[int, str]:
     """The sum of the named facts and its steps: `tea 3, cake 5, fish 2, 3 plus 5 is 8, 8 plus 2 is 10`."""
-    total = facts[names[0]]
-    steps = [say(facts, names)]
-    for name in names[1:]:
-        steps.append(f"{total} plus {facts[name]} is {total + facts[name]}")
-        total += facts[name]
-    return total, ", ".join(steps)
+    steps, total = chain([facts[name] for name in names])
+    return total, f"{say(facts, names)}, {steps}"
+
+
+def chain(values: Sequence[int]) -> tuple[str, int]:
+    """Values added one by one, and their sum: `3 plus 5 is 8, 8 plus 2 is 10`."""
+    total, steps = values[0], []
+    for value in values[1:]:
+        steps.append(f"{total} plus {value} is {total + value}")
+        total += value
+    return ", ".join(steps), total
 
 
 def subtract(facts: Facts, more: str, less: str) -> tuple[int, str]:

@@ -45,7 +45,7 @@ def _chart(rng: Generator) -> Sample:
             "extremes",
             "What do the tallest and the shortest bar add up to?",
             total,
-            f"tallest {most}, shortest {least}, {steps}",
+            levels.worked(facts, f"tallest {most}, shortest {least}, {steps}"),
         ),
     ]
     return compose(
@@ -80,15 +80,15 @@ def _bill(rng: Generator) -> Sample:
             for line, name in zip(LINES, names, strict=True)
         ),
     ]
-    total, steps = arithmetic.add(facts, names)
+    by_line = [f"{line} {name} {facts[name]}" for line, name in zip(LINES, names, strict=True)]
+    by_name = [f"{name} {facts[name]} {line}" for line, name in zip(LINES, names, strict=True)]
+    seen = ", ".join(by_line)
+    steps, total = arithmetic.chain(tuple(facts.values()))
     pair = pick_some(rng, names, 2)
     together, pair_steps = arithmetic.add(facts, pair)
     worked = [
-        number("total", "What is the total?", total, steps),
-        number("together", f"What do {pair[0]} and {pair[1]} cost together?", together, pair_steps),
+        number("total", "What is the total?", total, f"{seen}, so {steps}"),
+        number("together", f"What do {pair[0]} and {pair[1]} cost together?", together, f"{seen}, so {pair_steps}"),
     ]
-    plain = [f"{name} {price}" for name, price in facts.items()]
-    by_line = [f"{line} {words}" for line, words in zip(LINES, plain, strict=True)]
-    by_name = [f"{words} {line}" for line, words in zip(LINES, plain, strict=True)]
-    caption = f"bill, {told(rng, plain, by_line, by_name)}"
+    caption = f"bill, {told(rng, by_line, by_line, by_name)}"
     return compose(rng, "document", canvas.finish(), caption, direct, worked, arithmetic.drills(rng, MOST))

@@ -8,7 +8,7 @@ from numpy.random import Generator, Philox
 
 T = TypeVar("T")
 
-IN_ORDER: Final = 0.5
+IN_ORDER: Final = 0.75
 
 
 def keyed(seed: int, purpose: int, index: int) -> Generator:
@@ -34,8 +34,8 @@ def pick_some(rng: Generator, items: Sequence[T], count: int) -> list[T]:
 def told(rng: Generator, plain: Sequence[str], *wordings: Sequence[str]) -> str:
     """The facts of a caption as words.
 
-    Half of the captions tell them `plain`, in reading order, which a small model learns quickly. The others tell them
-    in any order and in one of the `wordings`: then each word has to be looked up in the picture, as questions ask.
+    Most captions tell them `plain`, in reading order, which a small model learns quickly. The others tell them in any
+    order and in one of the `wordings`: then each word has to be looked up in the picture, as questions ask.
     """
     if maybe(rng, IN_ORDER):
         return ", ".join(plain)

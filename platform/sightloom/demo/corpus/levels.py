@@ -21,10 +21,18 @@ def draw_levels(rng: Generator) -> dict[str, int]:
 
 def describe(rng: Generator, facts: dict[str, int]) -> str:
     """The facts by colour, or by place."""
-    plain = [f"{name} {level}" for name, level in facts.items()]
-    by_place = [f"{line} {words}" for line, words in zip(ORDINALS, plain, strict=True)]
-    by_colour = [f"{words} {line}" for line, words in zip(ORDINALS, plain, strict=True)]
-    return told(rng, plain, by_place, by_colour)
+    by_colour = [f"{name} {level} {line}" for line, (name, level) in zip(ORDINALS, facts.items(), strict=True)]
+    return told(rng, by_place(facts), by_place(facts), by_colour)
+
+
+def by_place(facts: dict[str, int]) -> list[str]:
+    """The facts in reading order: `first red 3`, `second blue 5` …"""
+    return [f"{line} {name} {level}" for line, (name, level) in zip(ORDINALS, facts.items(), strict=True)]
+
+
+def worked(facts: dict[str, int], steps: str) -> str:
+    """A reasoning: first all facts as the caption tells them, then the steps."""
+    return f"{', '.join(by_place(facts))}, so {steps}"
 
 
 def direct_questions(facts: dict[str, int], value: str, place: str, most: str, least: str) -> list[Question]:
@@ -45,7 +53,7 @@ def sums(rng: Generator, facts: dict[str, int], prompt: str, task: str) -> list[
     for _ in range(2):
         names = pick_some(rng, tuple(facts), 2)
         total, steps = arithmetic.add(facts, names)
-        questions.append(number(task, prompt.format(*names), total, steps))
+        questions.append(number(task, prompt.format(*names), total, worked(facts, steps)))
     return questions
 
 
@@ -54,4 +62,4 @@ def difference(rng: Generator, facts: dict[str, int], prompt: str) -> Question:
     one, other = pick_some(rng, tuple(facts), 2)
     more, less = (one, other) if facts[one] > facts[other] else (other, one)
     value, steps = arithmetic.subtract(facts, more, less)
-    return number("difference", prompt.format(more, less), value, steps)
+    return number("difference", prompt.format(more, less), value, worked(facts, steps))

@@ -55,10 +55,14 @@ def _background(rng: Generator, time: str, ground: str) -> Canvas:
 
 
 def _caption(rng: Generator, things: list[Thing], time: str, ground: str) -> str:
-    by_place = [f"{place} {_say(thing)}" for place, thing in zip(PLACES, things, strict=True)]
+    by_place = _by_place(things)
     by_colour = [f"{_say(thing)} {place}" for place, thing in zip(PLACES, things, strict=True)]
     by_name = [f"{_say(thing and thing[::-1])} {place}" for place, thing in zip(PLACES, things, strict=True)]
     return f"{told(rng, by_place, by_place, by_colour, by_name)}, {time} over {ground}"
+
+
+def _by_place(things: list[Thing]) -> list[str]:
+    return [f"{place} {_say(thing)}" for place, thing in zip(PLACES, things, strict=True)]
 
 
 def _say(thing: Thing) -> str:
@@ -68,19 +72,19 @@ def _say(thing: Thing) -> str:
 def _counts(things: list[Thing]) -> Iterator[Question]:
     for asked in INK:
         facts, seen = [], 0
-        for thing in things:
-            if thing:
-                seen += thing[0] == asked
-                facts.append(f"{_say(thing)} {seen}")
+        for place, thing in zip(PLACES, things, strict=True):
+            seen += thing is not None and thing[0] == asked
+            facts.append(f"{place} {_say(thing)} {seen}")
         if seen:
             yield number("count", f"How many things are {asked}?", seen, ", ".join(facts))
 
 
 def _relations(things: list[Thing]) -> Iterator[Question]:
+    seen = ", ".join(_by_place(things))
     for start, from_thing in enumerate(things):
         for way, end in WAYS[start]:
             to_thing = things[end]
             if from_thing and to_thing:
-                reasoning = f"{from_thing[1]} {PLACES[start]}, {way} is {PLACES[end]}, {_say(to_thing)} {PLACES[end]}"
+                reasoning = f"{seen}, so {from_thing[1]} {PLACES[start]}, {way} is {PLACES[end]}, {_say(to_thing)}"
                 prompt = f"What colour is the thing {way} the {from_thing[1]}?"
                 yield choice("relation", prompt, to_thing[0], tuple(INK), reasoning)

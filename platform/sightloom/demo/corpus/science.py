@@ -70,9 +70,9 @@ def _balance(rng: Generator) -> Sample:
         *(choice("block-colour", f"What colour are the blocks on the {side}?", ink, tuple(INK)) for side, ink in sides),
         choice("heavier", "Which side is heavier?", heavier, SIDES),
     ]
-    total, steps = arithmetic.add(facts, ("left", "right"))
-    worked = [number("blocks-total", "How many blocks are there in all?", total, steps)]
     by_side = [f"{side} {ink} {facts[side]}" for side, ink in sides]
+    steps, total = arithmetic.chain((facts["left"], facts["right"]))
+    worked = [number("blocks-total", "How many blocks are there in all?", total, f"{', '.join(by_side)}, so {steps}")]
     by_number = [f"{side} {facts[side]} {ink}" for side, ink in sides]
     caption = f"balance, {told(rng, by_side, by_side, by_number)}, {heavier} is heavier"
     return compose(rng, "science", canvas.finish(), caption, direct, worked, arithmetic.drills(rng, levels.MOST))

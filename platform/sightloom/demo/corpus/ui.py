@@ -48,13 +48,13 @@ def _buttons(rng: Generator) -> Sample:
         *(text("sign", f"What is on the {colour} button?", sign) for colour, sign, _ in facts),
         *(choice("button-colour", f"What colour is the button {at}?", ink, tuple(INK)) for ink, _, at in facts),
     ]
+    by_place = [f"{place} {ink} {sign}" for ink, sign, place in facts]
     worked = []
     for start, ways in enumerate(WAYS):
         for way, end in ways:
-            steps = f"{colours[start]} {PLACES[start]}, {way} is {PLACES[end]}"
+            steps = f"{', '.join(by_place)}, so {colours[start]} {PLACES[start]}, {way} is {PLACES[end]}"
             prompt = f"Click the button {way} the {colours[start]} one."
             worked.append(click("click-next", prompt, BUTTON_SPOTS[end], boxes[end], steps))
-    by_place = [f"{place} {ink} {sign}" for ink, sign, place in facts]
     by_colour = [f"{ink} {sign} {place}" for ink, sign, place in facts]
     by_spot = [f"{ink} {sign} {_at(spot)}" for (ink, sign, _), spot in zip(facts, BUTTON_SPOTS, strict=True)]
     caption = f"window, {told(rng, by_place, by_place, by_colour, by_spot)}"
@@ -77,20 +77,19 @@ def _settings(rng: Generator) -> Sample:
     words = ["on" if state else "off" for state in states]
     facts = tuple(zip(ORDINALS, names, words, strict=True))
     seen, steps = 0, []
-    for name, state, word in zip(names, states, words, strict=True):
+    for state, (line, name, word) in zip(states, facts, strict=True):
         seen += state
-        steps.append(f"{name} {word} {seen}")
+        steps.append(f"{line} {name} {word} {seen}")
     direct = [
         *(choice("switch", f"Is the {name} on or off?", word, ("on", "off")) for _, name, word in facts),
         *(click("click", f"Click the {names[at]} switch.", SWITCH_SPOTS[at], boxes[at]) for at in range(4)),
         *(text("setting", f"What is the {line} setting?", name) for line, name, _ in facts),
     ]
     worked = [number("count-on", "How many switches are on?", seen, ", ".join(steps))]
-    plain = [f"{name} {word}" for _, name, word in facts]
     by_line = [f"{line} {name} {word}" for line, name, word in facts]
     by_name = [f"{name} {word} {line}" for line, name, word in facts]
     by_spot = [f"{name} {word} {_at(spot)}" for (_, name, word), spot in zip(facts, SWITCH_SPOTS, strict=True)]
-    caption = f"settings, {told(rng, plain, by_line, by_name, by_spot)}"
+    caption = f"settings, {told(rng, by_line, by_line, by_name, by_spot)}"
     return compose(rng, "ui", canvas.finish(), caption, direct, worked)
 
 
