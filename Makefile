@@ -15,14 +15,15 @@ help: ## say what each target does
 	.tools/bin/python -m pip install --quiet uv
 
 # uv takes the CUDA build of torch, which also runs without a GPU: torchvision's wheel imports with no other.
+# Bytecode is compiled once here: without it every process of a run (a dozen import torch) would compile it again.
 .venv/.runtime: requirements.lock pyproject.toml $(filter .tools/bin/uv,$(UV))
 	test -x $(BIN)/python || $(UV) venv --quiet --python $(PYTHON) .venv
-	$(UV) pip install --quiet --python $(BIN)/python --require-hashes -r requirements.lock
+	$(UV) pip install --quiet --compile-bytecode --python $(BIN)/python --require-hashes -r requirements.lock
 	$(UV) pip install --quiet --python $(BIN)/python --no-deps -e .
 	touch $@
 
 .venv/.dev: requirements-dev.lock .venv/.runtime
-	$(UV) pip install --quiet --python $(BIN)/python --require-hashes -r requirements-dev.lock
+	$(UV) pip install --quiet --compile-bytecode --python $(BIN)/python --require-hashes -r requirements-dev.lock
 	touch $@
 
 demo: .venv/.runtime ## raw pairs in, a served reasoning model out (at most 15 minutes on 2 cores); DEMO="--quick" for the short road
