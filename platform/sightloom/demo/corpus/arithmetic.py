@@ -10,9 +10,14 @@ from sightloom.demo.corpus.sample import Question, number
 Facts = Mapping[str, int]
 
 
-def say(facts: Facts, names: Sequence[str]) -> str:
-    """Some of the facts: `red 3, blue 5`."""
-    return ", ".join(f"{name} {facts[name]}" for name in names)
+def say(facts: Facts, names: Sequence[str] | None = None) -> str:
+    """The facts, or some of them, in the caption's own words: `red 3, blue 5`."""
+    return ", ".join(listed(facts, names))
+
+
+def listed(facts: Facts, names: Sequence[str] | None = None) -> list[str]:
+    """The same, one by one."""
+    return [f"{name} {facts[name]}" for name in names or tuple(facts)]
 
 
 def add(facts: Facts, names: Sequence[str]) -> tuple[int, str]:

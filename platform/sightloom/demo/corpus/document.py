@@ -8,10 +8,9 @@ from sightloom.demo.corpus import arithmetic, levels
 from sightloom.demo.corpus.canvas import BLACK, INK, WHITE, Canvas, Colour, tint
 from sightloom.demo.corpus.draws import maybe, pick, pick_some, told
 from sightloom.demo.corpus.icons import FOOD
-from sightloom.demo.corpus.sample import Sample, compose, number, text
+from sightloom.demo.corpus.sample import Sample, compose, number
 
 MOST: Final = 5  # the largest price
-LINES: Final = ("first", "second", "third")
 
 
 def draw(rng: Generator) -> Sample:
@@ -32,7 +31,6 @@ def _chart(rng: Generator) -> Sample:
     direct = levels.direct_questions(
         facts,
         "How tall is the {} bar?",
-        "What colour is the {} bar?",
         "Which bar is the tallest?",
         "Which bar is the shortest?",
     )
@@ -52,7 +50,7 @@ def _chart(rng: Generator) -> Sample:
         rng,
         "document",
         canvas.finish(),
-        f"bar chart, {levels.describe(rng, facts)}",
+        f"bar chart, {told(rng, arithmetic.listed(facts))}",
         direct,
         worked,
         arithmetic.drills(rng, MOST),
@@ -74,15 +72,8 @@ def _bill(rng: Generator) -> Sample:
         canvas.write(str(facts[name]), 52.5 + rng.uniform(-0.5, 0.5), middle - 6.5, BLACK, 2.6)
     direct = [
         *(number("price", f"What does the {name} cost?", facts[name]) for name in names),
-        *(text("line", f"What is on the {line} line?", name) for line, name in zip(LINES, names, strict=True)),
-        *(
-            number("line-price", f"What is the {line} price?", facts[name])
-            for line, name in zip(LINES, names, strict=True)
-        ),
     ]
-    by_line = [f"{line} {name} {facts[name]}" for line, name in zip(LINES, names, strict=True)]
-    by_name = [f"{name} {facts[name]} {line}" for line, name in zip(LINES, names, strict=True)]
-    seen = ", ".join(by_line)
+    seen = arithmetic.say(facts)
     steps, total = arithmetic.chain(tuple(facts.values()))
     pair = pick_some(rng, names, 2)
     together, pair_steps = arithmetic.add(facts, pair)
@@ -90,5 +81,5 @@ def _bill(rng: Generator) -> Sample:
         number("total", "What is the total?", total, f"{seen}, so {steps}"),
         number("together", f"What do {pair[0]} and {pair[1]} cost together?", together, f"{seen}, so {pair_steps}"),
     ]
-    caption = f"bill, {told(rng, by_line, by_line, by_name)}"
+    caption = f"bill, {told(rng, arithmetic.listed(facts))}"
     return compose(rng, "document", canvas.finish(), caption, direct, worked, arithmetic.drills(rng, MOST))

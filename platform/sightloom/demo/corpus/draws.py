@@ -8,7 +8,7 @@ from numpy.random import Generator, Philox
 
 T = TypeVar("T")
 
-IN_ORDER: Final = 0.75
+IN_ORDER: Final = 0.6
 
 
 def keyed(seed: int, purpose: int, index: int) -> Generator:
@@ -31,12 +31,12 @@ def pick_some(rng: Generator, items: Sequence[T], count: int) -> list[T]:
     return [items[int(place)] for place in rng.permutation(len(items))[:count]]
 
 
-def told(rng: Generator, plain: Sequence[str], *wordings: Sequence[str]) -> str:
-    """The facts of a caption as words.
+def told(rng: Generator, *wordings: Sequence[str]) -> str:
+    """The facts of a caption as words, in one of the `wordings`, each a list of facts in reading order.
 
-    Most captions tell them `plain`, in reading order, which a small model learns quickly. The others tell them in any
-    order and in one of the `wordings`: then each word has to be looked up in the picture, as questions ask.
+    A fact begins with what a question would name (`red 3`, `kite top left`), so that the caption teaches to look it up.
+    Most captions keep the reading order, which a small model learns quickly; in the others only the first word tells
+    where to look.
     """
-    if maybe(rng, IN_ORDER):
-        return ", ".join(plain)
-    return ", ".join(pick_some(rng, pick(rng, wordings), len(plain)))
+    facts = pick(rng, wordings)
+    return ", ".join(facts if maybe(rng, IN_ORDER) else pick_some(rng, facts, len(facts)))

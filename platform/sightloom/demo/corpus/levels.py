@@ -6,8 +6,7 @@ from numpy.random import Generator
 
 from sightloom.demo.corpus import arithmetic
 from sightloom.demo.corpus.canvas import INK
-from sightloom.demo.corpus.draws import pick_some, told
-from sightloom.demo.corpus.places import ORDINALS
+from sightloom.demo.corpus.draws import pick_some
 from sightloom.demo.corpus.sample import Question, choice, number
 
 MOST: Final = 5  # the highest level
@@ -19,32 +18,20 @@ def draw_levels(rng: Generator) -> dict[str, int]:
     return dict(zip(pick_some(rng, tuple(INK), 4), levels, strict=True))
 
 
-def describe(rng: Generator, facts: dict[str, int]) -> str:
-    """The facts by colour, or by place."""
-    by_colour = [f"{name} {level} {line}" for line, (name, level) in zip(ORDINALS, facts.items(), strict=True)]
-    return told(rng, by_place(facts), by_place(facts), by_colour)
-
-
-def by_place(facts: dict[str, int]) -> list[str]:
-    """The facts in reading order: `first red 3`, `second blue 5` …"""
-    return [f"{line} {name} {level}" for line, (name, level) in zip(ORDINALS, facts.items(), strict=True)]
-
-
-def worked(facts: dict[str, int], steps: str) -> str:
-    """A reasoning: first all facts as the caption tells them, then the steps."""
-    return f"{', '.join(by_place(facts))}, so {steps}"
-
-
-def direct_questions(facts: dict[str, int], value: str, place: str, most: str, least: str) -> list[Question]:
-    """All that can be read off; `value` and `place` have a gap for the colour and for the ordinal."""
+def direct_questions(facts: dict[str, int], value: str, most: str, least: str) -> list[Question]:
+    """All that can be read off; `value` has a gap for the colour."""
     largest, smallest = arithmetic.extremes(facts)
     inks = tuple(INK)
     return [
         *(number("value", value.format(name), level) for name, level in facts.items()),
-        *(choice("place", place.format(ORDINALS[at]), name, inks) for at, name in enumerate(facts)),
         choice("extreme", most, largest, inks),
         choice("extreme", least, smallest, inks),
     ]
+
+
+def worked(facts: dict[str, int], steps: str) -> str:
+    """A reasoning: first all facts as the caption tells them, then the steps."""
+    return f"{arithmetic.say(facts)}, so {steps}"
 
 
 def sums(rng: Generator, facts: dict[str, int], prompt: str, task: str) -> list[Question]:

@@ -9,7 +9,7 @@ from sightloom.demo.corpus.canvas import INK, WHITE, Canvas
 from sightloom.demo.corpus.draws import maybe, pick, pick_some, told
 from sightloom.demo.corpus.icons import GROUND, SKY, outlined
 from sightloom.demo.corpus.places import PLACES, WAYS
-from sightloom.demo.corpus.sample import Question, Sample, choice, compose, number, text
+from sightloom.demo.corpus.sample import Question, Sample, choice, compose, number
 
 TIMES: Final = {"day": (150, 200, 245), "night": (22, 24, 62)}
 GROUNDS: Final = {"grass": (120, 190, 95), "sand": (226, 200, 140), "snow": (232, 238, 246)}
@@ -35,10 +35,15 @@ def draw(rng: Generator) -> Sample:
         choice("time", "Is it day or night?", time, tuple(TIMES)),
         choice("ground", "What is the ground?", ground, tuple(GROUNDS)),
         *(choice("colour", f"What colour is the {thing[1]}?", thing[0], tuple(INK)) for thing in things if thing),
-        *(text("thing", f"What is {place}?", _say(thing)) for place, thing in zip(PLACES, things, strict=True)),
+        *(
+            choice("place", f"Where is the {thing[1]}?", place, PLACES)
+            for place, thing in zip(PLACES, things, strict=True)
+            if thing
+        ),
     ]
     steps = [*_counts(things), *_relations(things)]
-    return compose(rng, "natural", canvas.finish(), _caption(rng, things, time, ground), direct, steps)
+    caption = f"{told(rng, _by_colour(things), _by_place(things))}, {time} over {ground}"
+    return compose(rng, "natural", canvas.finish(), caption, direct, steps)
 
 
 def _background(rng: Generator, time: str, ground: str) -> Canvas:
@@ -54,27 +59,21 @@ def _background(rng: Generator, time: str, ground: str) -> Canvas:
     return canvas
 
 
-def _caption(rng: Generator, things: list[Thing], time: str, ground: str) -> str:
-    by_place = _by_place(things)
-    by_colour = [f"{_say(thing)} {place}" for place, thing in zip(PLACES, things, strict=True)]
-    by_name = [f"{_say(thing and thing[::-1])} {place}" for place, thing in zip(PLACES, things, strict=True)]
-    return f"{told(rng, by_place, by_place, by_colour, by_name)}, {time} over {ground}"
+def _by_colour(things: list[Thing]) -> list[str]:
+    return [f"{thing[1]} {thing[0]}" for thing in things if thing]
 
 
 def _by_place(things: list[Thing]) -> list[str]:
-    return [f"{place} {_say(thing)}" for place, thing in zip(PLACES, things, strict=True)]
-
-
-def _say(thing: Thing) -> str:
-    return " ".join(thing) if thing else "nothing"
+    return [f"{thing[1]} {place}" for place, thing in zip(PLACES, things, strict=True) if thing]
 
 
 def _counts(things: list[Thing]) -> Iterator[Question]:
     for asked in INK:
         facts, seen = [], 0
-        for place, thing in zip(PLACES, things, strict=True):
-            seen += thing is not None and thing[0] == asked
-            facts.append(f"{place} {_say(thing)} {seen}")
+        for thing in things:
+            if thing:
+                seen += thing[0] == asked
+                facts.append(f"{thing[1]} {thing[0]} {seen}")
         if seen:
             yield number("count", f"How many things are {asked}?", seen, ", ".join(facts))
 
@@ -85,6 +84,7 @@ def _relations(things: list[Thing]) -> Iterator[Question]:
         for way, end in WAYS[start]:
             to_thing = things[end]
             if from_thing and to_thing:
-                reasoning = f"{seen}, so {from_thing[1]} {PLACES[start]}, {way} is {PLACES[end]}, {_say(to_thing)}"
+                colour, name = to_thing
+                reasoning = f"{seen}, so {from_thing[1]} {PLACES[start]}, {way} is {PLACES[end]}, {name} {colour}"
                 prompt = f"What colour is the thing {way} the {from_thing[1]}?"
-                yield choice("relation", prompt, to_thing[0], tuple(INK), reasoning)
+                yield choice("relation", prompt, colour, tuple(INK), reasoning)

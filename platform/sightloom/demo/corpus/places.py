@@ -3,7 +3,6 @@
 from typing import Final
 
 PLACES: Final = ("top left", "top right", "bottom left", "bottom right")
-ORDINALS: Final = ("first", "second", "third", "last")
 
 # From a corner: the words of a way, and the corner where it ends.
 WAYS: Final = (

@@ -6,7 +6,7 @@ from numpy.random import Generator
 
 from sightloom.demo.corpus import arithmetic, levels
 from sightloom.demo.corpus.canvas import BLACK, GREY, INK, WHITE, Canvas, tint
-from sightloom.demo.corpus.draws import maybe, pick_some, told
+from sightloom.demo.corpus.draws import maybe, pick, told
 from sightloom.demo.corpus.sample import Sample, choice, compose, number
 
 SIDES: Final = ("left", "right", "none")
@@ -32,7 +32,6 @@ def _tubes(rng: Generator) -> Sample:
     direct = levels.direct_questions(
         facts,
         "How much is in the {} tube?",
-        "What colour is the {} tube?",
         "Which tube is the fullest?",
         "Which tube is the emptiest?",
     )
@@ -44,7 +43,7 @@ def _tubes(rng: Generator) -> Sample:
         rng,
         "science",
         canvas.finish(),
-        f"test tubes, {levels.describe(rng, facts)}",
+        f"test tubes, {told(rng, arithmetic.listed(facts))}",
         direct,
         worked,
         arithmetic.drills(rng, levels.MOST),
@@ -53,7 +52,7 @@ def _tubes(rng: Generator) -> Sample:
 
 def _balance(rng: Generator) -> Sample:
     facts = {"left": int(rng.integers(1, 6)), "right": int(rng.integers(1, 6))}
-    colours = pick_some(rng, tuple(INK), 2)
+    colour = INK[pick(rng, tuple(INK))]
     lean = (facts["right"] > facts["left"]) - (facts["right"] < facts["left"])
     canvas = Canvas(tint((244, 240, 230), (226, 232, 226), rng.uniform(0, 1)))
     canvas.polygon([(32, 50), (26, 62), (38, 62)], BLACK)
@@ -62,17 +61,14 @@ def _balance(rng: Generator) -> Sample:
         base = 51 + tilt * lean
         for block in range(facts[SIDES[place]]):
             top = base - 9 * (block + 1)
-            canvas.rectangle(x - 8, top, x + 8, top + 8, INK[colours[place]], 1)
+            canvas.rectangle(x - 8, top, x + 8, top + 8, colour, 1)
     heavier = {-1: "left", 0: "none", 1: "right"}[lean]
-    sides = tuple(zip(("left", "right"), colours, strict=True))
     direct = [
-        *(number("blocks", f"How many blocks are on the {side}?", facts[side]) for side, _ in sides),
-        *(choice("block-colour", f"What colour are the blocks on the {side}?", ink, tuple(INK)) for side, ink in sides),
+        *(number("blocks", f"How many blocks are on the {side}?", facts[side]) for side in facts),
         choice("heavier", "Which side is heavier?", heavier, SIDES),
     ]
-    by_side = [f"{side} {ink} {facts[side]}" for side, ink in sides]
-    steps, total = arithmetic.chain((facts["left"], facts["right"]))
-    worked = [number("blocks-total", "How many blocks are there in all?", total, f"{', '.join(by_side)}, so {steps}")]
-    by_number = [f"{side} {facts[side]} {ink}" for side, ink in sides]
-    caption = f"balance, {told(rng, by_side, by_side, by_number)}, {heavier} is heavier"
+    steps, total = arithmetic.chain(tuple(facts.values()))
+    seen = arithmetic.say(facts)
+    worked = [number("blocks-total", "How many blocks are there in all?", total, f"{seen}, so {steps}")]
+    caption = f"balance, {told(rng, arithmetic.listed(facts))}, {heavier} is heavier"
     return compose(rng, "science", canvas.finish(), caption, direct, worked, arithmetic.drills(rng, levels.MOST))

@@ -7,11 +7,10 @@ from numpy.random import Generator
 from sightloom.demo.corpus.canvas import GREY, INK, WHITE, Canvas, Colour, tint
 from sightloom.demo.corpus.draws import maybe, pick, pick_some, told
 from sightloom.demo.corpus.icons import SETTINGS, SIGNS
-from sightloom.demo.corpus.places import ORDINALS, PLACES, WAYS
+from sightloom.demo.corpus.places import PLACES, WAYS
 from sightloom.demo.corpus.sample import Sample, choice, click, compose, number, text
 
 BUTTON_SPOTS: Final = ((250, 300), (750, 300), (250, 750), (750, 750))
-SWITCH_SPOTS: Final = ((750, 125), (750, 375), (750, 625), (750, 875))
 
 
 def draw(rng: Generator) -> Sample:
@@ -22,10 +21,6 @@ def draw(rng: Generator) -> Sample:
 def _box(x1: float, y1: float, x2: float, y2: float) -> tuple[int, int, int, int]:
     left, top, right, bottom = (round(side * 1000 / 64) for side in (x1, y1, x2, y2))
     return left, top, right, bottom
-
-
-def _at(spot: tuple[int, int]) -> str:
-    return f"({spot[0]}, {spot[1]})"
 
 
 def _buttons(rng: Generator) -> Sample:
@@ -46,18 +41,15 @@ def _buttons(rng: Generator) -> Sample:
     direct = [
         *(click("click", f"Click the {colours[at]} button.", BUTTON_SPOTS[at], boxes[at]) for at in range(4)),
         *(text("sign", f"What is on the {colour} button?", sign) for colour, sign, _ in facts),
-        *(choice("button-colour", f"What colour is the button {at}?", ink, tuple(INK)) for ink, _, at in facts),
     ]
-    by_place = [f"{place} {ink} {sign}" for ink, sign, place in facts]
+    by_place = [f"{colour} {place}" for colour, _, place in facts]
     worked = []
     for start, ways in enumerate(WAYS):
         for way, end in ways:
             steps = f"{', '.join(by_place)}, so {colours[start]} {PLACES[start]}, {way} is {PLACES[end]}"
             prompt = f"Click the button {way} the {colours[start]} one."
             worked.append(click("click-next", prompt, BUTTON_SPOTS[end], boxes[end], steps))
-    by_colour = [f"{ink} {sign} {place}" for ink, sign, place in facts]
-    by_spot = [f"{ink} {sign} {_at(spot)}" for (ink, sign, _), spot in zip(facts, BUTTON_SPOTS, strict=True)]
-    caption = f"window, {told(rng, by_place, by_place, by_colour, by_spot)}"
+    caption = f"window, {told(rng, by_place, [f'{colour} {sign}' for colour, sign, _ in facts])}"
     return compose(rng, "ui", canvas.finish(), caption, direct, worked)
 
 
@@ -65,7 +57,6 @@ def _settings(rng: Generator) -> Sample:
     names = pick_some(rng, tuple(SETTINGS), 4)
     states = [maybe(rng, 0.5) for _ in names]
     canvas = Canvas(tint((248, 249, 251), (228, 233, 240), rng.uniform(0, 1)))
-    boxes = []
     for row, (name, state) in enumerate(zip(names, states, strict=True)):
         y = 8 + 16 * row
         if row:
@@ -73,23 +64,18 @@ def _settings(rng: Generator) -> Sample:
         SETTINGS[name](canvas, 10 + rng.uniform(-0.7, 0.7), y)
         x = 50 + rng.uniform(-1, 1)
         _switch(canvas, x, y, state)
-        boxes.append(_box(x - 10, y - 6, x + 10, y + 6))
     words = ["on" if state else "off" for state in states]
-    facts = tuple(zip(ORDINALS, names, words, strict=True))
+    facts = [f"{name} {word}" for name, word in zip(names, words, strict=True)]
     seen, steps = 0, []
-    for state, (line, name, word) in zip(states, facts, strict=True):
+    for state, fact in zip(states, facts, strict=True):
         seen += state
-        steps.append(f"{line} {name} {word} {seen}")
+        steps.append(f"{fact} {seen}")
     direct = [
-        *(choice("switch", f"Is the {name} on or off?", word, ("on", "off")) for _, name, word in facts),
-        *(click("click", f"Click the {names[at]} switch.", SWITCH_SPOTS[at], boxes[at]) for at in range(4)),
-        *(text("setting", f"What is the {line} setting?", name) for line, name, _ in facts),
+        choice("switch", f"Is the {name} on or off?", word, ("on", "off"))
+        for name, word in zip(names, words, strict=True)
     ]
     worked = [number("count-on", "How many switches are on?", seen, ", ".join(steps))]
-    by_line = [f"{line} {name} {word}" for line, name, word in facts]
-    by_name = [f"{name} {word} {line}" for line, name, word in facts]
-    by_spot = [f"{name} {word} {_at(spot)}" for (_, name, word), spot in zip(facts, SWITCH_SPOTS, strict=True)]
-    caption = f"settings, {told(rng, by_line, by_line, by_name, by_spot)}"
+    caption = f"settings, {told(rng, facts)}"
     return compose(rng, "ui", canvas.finish(), caption, direct, worked)
 
 
