@@ -22,12 +22,12 @@ def _chart(rng: Generator) -> Sample:
     facts = levels.draw_levels(rng)
     canvas = Canvas(tint(WHITE, pick(rng, tuple(INK.values())), rng.uniform(0, 0.12)))
     for level in range(1, levels.MOST + 1):
-        canvas.rectangle(2, 56 - 8 * level, 62, 56.7 - 8 * level, (205, 208, 214))
+        canvas.rectangle(2, 60 - 11 * level, 62, 60.7 - 11 * level, (205, 208, 214))
     for column, (colour, level) in enumerate(facts.items()):
         middle, half = 8 + 16 * column + rng.uniform(-0.7, 0.7), rng.uniform(4.5, 6)
-        canvas.rectangle(middle - half, 56 - 8 * level, middle + half, 56, INK[colour])
-    canvas.rectangle(1, 56, 63, 57.5, BLACK)
-    canvas.rectangle(1, 4, 2.5, 57, BLACK)
+        canvas.rectangle(middle - half, 60 - 11 * level, middle + half, 60, INK[colour])
+    canvas.rectangle(1, 60, 63, 61.5, BLACK)
+    canvas.rectangle(1, 2, 2.5, 61, BLACK)
     direct = levels.direct_questions(
         facts,
         "How tall is the {} bar?",
@@ -50,7 +50,7 @@ def _chart(rng: Generator) -> Sample:
         rng,
         "document",
         canvas.finish(),
-        f"bar chart, {told(rng, arithmetic.listed(facts))}",
+        f"bar chart, {told(rng, arithmetic.listed(facts))}, tallest {most}, shortest {least}",
         direct,
         worked,
         arithmetic.drills(rng, MOST),

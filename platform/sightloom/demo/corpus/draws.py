@@ -31,12 +31,11 @@ def pick_some(rng: Generator, items: Sequence[T], count: int) -> list[T]:
     return [items[int(place)] for place in rng.permutation(len(items))[:count]]
 
 
-def told(rng: Generator, *wordings: Sequence[str]) -> str:
-    """The facts of a caption as words, in one of the `wordings`, each a list of facts in reading order.
+def told(rng: Generator, facts: Sequence[str]) -> str:
+    """The facts of a caption, given in reading order, as words.
 
     A fact begins with what a question would name (`red 3`, `kite top left`), so that the caption teaches to look it up.
     Most captions keep the reading order, which a small model learns quickly; in the others only the first word tells
     where to look.
     """
-    facts = pick(rng, wordings)
     return ", ".join(facts if maybe(rng, IN_ORDER) else pick_some(rng, facts, len(facts)))

@@ -42,7 +42,7 @@ def draw(rng: Generator) -> Sample:
         ),
     ]
     steps = [*_counts(things), *_relations(things)]
-    caption = f"{told(rng, _by_colour(things), _by_place(things))}, {time} over {ground}"
+    caption = f"{told(rng, _by_colour(things))}, {told(rng, _by_place(things))}, {time} over {ground}"
     return compose(rng, "natural", canvas.finish(), caption, direct, steps)
 
 

@@ -24,10 +24,10 @@ def _tubes(rng: Generator) -> Sample:
         middle = 8 + 16 * column + rng.uniform(-0.7, 0.7)
         canvas.rectangle(middle - 6, 3, middle + 6, 62, GREY, 5)
         canvas.rectangle(middle - 5, 3, middle + 5, 61, WHITE, 4)
-        canvas.rectangle(middle - 5, 56 - 8 * level, middle + 5, 61, INK[colour], 4)
-        canvas.rectangle(middle - 5, 56 - 8 * level, middle + 5, 59 - 8 * level, INK[colour])
+        canvas.rectangle(middle - 5, 61 - 11 * level, middle + 5, 61, INK[colour], 4)
+        canvas.rectangle(middle - 5, 61 - 11 * level, middle + 5, 64 - 11 * level, INK[colour])
         for mark in range(1, levels.MOST + 1):
-            canvas.rectangle(middle - 5, 56 - 8 * mark, middle - 2.5, 56.7 - 8 * mark, BLACK)
+            canvas.rectangle(middle - 5, 61 - 11 * mark, middle - 2.5, 61.7 - 11 * mark, BLACK)
         canvas.rectangle(middle - 7, 2, middle + 7, 4, GREY, 1)
     direct = levels.direct_questions(
         facts,
@@ -35,6 +35,7 @@ def _tubes(rng: Generator) -> Sample:
         "Which tube is the fullest?",
         "Which tube is the emptiest?",
     )
+    most, least = arithmetic.extremes(facts)
     worked = [
         *levels.sums(rng, facts, "How much do {} and {} make together?", "pour"),
         levels.difference(rng, facts, "How much more is in {} than in {}?"),
@@ -43,7 +44,7 @@ def _tubes(rng: Generator) -> Sample:
         rng,
         "science",
         canvas.finish(),
-        f"test tubes, {told(rng, arithmetic.listed(facts))}",
+        f"test tubes, {told(rng, arithmetic.listed(facts))}, fullest {most}, emptiest {least}",
         direct,
         worked,
         arithmetic.drills(rng, levels.MOST),

@@ -49,7 +49,8 @@ def _buttons(rng: Generator) -> Sample:
             steps = f"{', '.join(by_place)}, so {colours[start]} {PLACES[start]}, {way} is {PLACES[end]}"
             prompt = f"Click the button {way} the {colours[start]} one."
             worked.append(click("click-next", prompt, BUTTON_SPOTS[end], boxes[end], steps))
-    caption = f"window, {told(rng, by_place, [f'{colour} {sign}' for colour, sign, _ in facts])}"
+    by_sign = [f"{colour} {sign}" for colour, sign, _ in facts]
+    caption = f"window, {told(rng, by_sign)}, {told(rng, by_place)}"
     return compose(rng, "ui", canvas.finish(), caption, direct, worked)
 
 
