@@ -34,7 +34,7 @@ def pick_some(rng: Generator, items: Sequence[T], count: int) -> list[T]:
 def told(rng: Generator, facts: Sequence[str]) -> str:
     """The facts of a caption, given in reading order, as words.
 
-    A fact begins with what a question would name (`red 3`, `kite top left`), so that the caption teaches to look it up.
+    A fact begins with what a question would name (`red three`, `kite top left`): the caption teaches to look it up.
     Most captions keep the reading order, which a small model learns quickly; in the others only the first word tells
     where to look.
     """

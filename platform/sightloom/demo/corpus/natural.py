@@ -5,6 +5,7 @@ from typing import Final
 
 from numpy.random import Generator
 
+from sightloom.demo.corpus.arithmetic import WORDS
 from sightloom.demo.corpus.canvas import INK, WHITE, Canvas
 from sightloom.demo.corpus.draws import maybe, pick, pick_some, told
 from sightloom.demo.corpus.icons import GROUND, SKY, outlined
@@ -73,7 +74,7 @@ def _counts(things: list[Thing]) -> Iterator[Question]:
         for thing in things:
             if thing:
                 seen += thing[0] == asked
-                facts.append(f"{thing[1]} {thing[0]} {seen}")
+                facts.append(f"{thing[1]} {thing[0]} {WORDS[seen]}")
         if seen:
             yield number("count", f"How many things are {asked}?", seen, ", ".join(facts))
 

@@ -4,6 +4,7 @@ from typing import Final
 
 from numpy.random import Generator
 
+from sightloom.demo.corpus.arithmetic import WORDS
 from sightloom.demo.corpus.canvas import GREY, INK, WHITE, Canvas, Colour, tint
 from sightloom.demo.corpus.draws import maybe, pick, pick_some, told
 from sightloom.demo.corpus.icons import SETTINGS, SIGNS
@@ -70,7 +71,7 @@ def _settings(rng: Generator) -> Sample:
     seen, steps = 0, []
     for state, fact in zip(states, facts, strict=True):
         seen += state
-        steps.append(f"{fact} {seen}")
+        steps.append(f"{fact} {WORDS[seen]}")
     direct = [
         choice("switch", f"Is the {name} on or off?", word, ("on", "off"))
         for name, word in zip(names, words, strict=True)
