@@ -7,7 +7,6 @@ the manifest is written last. Killed anywhere, the same command goes on and ends
 from __future__ import annotations
 
 import json
-import logging
 import pickle
 import time
 import warnings
@@ -64,19 +63,6 @@ class CurationResult:
         """Return the result as every command prints it."""
         names = ("manifest", "rows_in", "kept", "dropped", "failed", "shards", "samples_per_s")
         return {name: getattr(self, name) for name in names}
-
-
-def ensure_ray(address: str = "local") -> None:
-    """Start (or join) Ray unless this process has it already; SightloomError where it does not come up."""
-    if ray.is_initialized():
-        return
-    try:
-        ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level="error")
-    except Exception as error:  # Ray raises a bare one when its node is late
-        raise SightloomError(
-            f"Ray did not start: {error}", "is the machine very busy? run the command again"
-        ) from error
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
 
 
 def curate(recipe: Recipe, progress: Progress, tracker: Tracker | None = None, replace: bool = False) -> CurationResult:
