@@ -66,6 +66,7 @@ def _join(address: str) -> None:
     try:
         ray.init(address=address, log_to_driver=False, logging_level="error")
     except Exception as error:  # ConnectionError, RuntimeError (another version) and bare ones, by the kind of address
+        todo += "; a Ray with tokens asks for RAY_AUTH_MODE=token and its token in ~/.ray/auth_token"
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserMistake(f"the Ray at '{address}' cannot be joined: {reason}", todo) from error
 

@@ -47,8 +47,7 @@ def register(app: typer.Typer) -> None:
             raise UserMistake("report.mlflow needs a store to log to", "give --store sqlite:///mlflow.db or an address")
         experiment = (parsed.report.mlflow or {}).get("experiment", "curation")
         tracker = MlflowTracker(store, experiment) if store else None
-        runtime.connect(ray)
-        result = curate(parsed, terminal_progress(), tracker, replace)
+        result = curate(parsed, terminal_progress(), tracker, replace, ray)
         console.emit(result.to_json(), as_json, lambda page: _show(page, result))
         if result.failed > parsed.score.max_failed * max(1, result.rows_in):
             raise SightloomError(

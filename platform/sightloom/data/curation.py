@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 import ray
 import ray.data
 
-from sightloom import storage
+from sightloom import runtime, storage
 from sightloom.config import canonical_json
 from sightloom.data import artifacts
 from sightloom.data.dedup.duplicates import find_duplicates
@@ -65,7 +65,13 @@ class CurationResult:
         return {name: getattr(self, name) for name in names}
 
 
-def curate(recipe: Recipe, progress: Progress, tracker: Tracker | None = None, replace: bool = False) -> CurationResult:
+def curate(
+    recipe: Recipe,
+    progress: Progress,
+    tracker: Tracker | None = None,
+    replace: bool = False,
+    ray_address: str = runtime.LOCAL,
+) -> CurationResult:
     """Turn a recipe's sources into verified shards.
 
     Args:
@@ -73,17 +79,20 @@ def curate(recipe: Recipe, progress: Progress, tracker: Tracker | None = None, r
         progress: where to say how far it is.
         tracker: logs one run with parameters, counts and the page, if given.
         replace: replace finished shards of another recipe under the same name.
+        ray_address: used when this process has no Ray yet, once the recipe and its sources proved sound.
 
     Raises:
         UserMistake: the recipe cannot work as given, or would overwrite another's shards.
         SightloomError: something failed on the way; the same command goes on from the last commit.
     """
-    clock = _Clock()
     prepared = prepare(recipe, replace)
     recipe = prepared.recipe
+    listed = source_files(recipe)
+    runtime.connect(ray_address)
+    clock = _Clock()
     staged = _stage(recipe, progress)
     clock.lap("fetch")
-    per_source = [own or fetched for own, fetched in zip(source_files(recipe), staged.files, strict=True)]
+    per_source = [own or fetched for own, fetched in zip(listed, staged.files, strict=True)]
     files = [file for group in per_source for file in group]
     scored = score(prepared, files, progress)
     clock.lap("score")
