@@ -1,3 +1,4 @@
+import json
 import os
 import tempfile
 from collections.abc import Iterator
@@ -51,6 +52,22 @@ def ray_session() -> Iterator[None]:
 def mlflow_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
     """One sqlite store for all tests of the session: its migrations take seconds."""
     return f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db"
+
+
+@pytest.fixture(scope="session")
+def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A randomly initialised open_clip model as a local-dir folder."""
+    import open_clip
+    import torch
+    from safetensors.torch import save_file
+
+    from .raw_pairs import TINY_CLIP
+
+    folder = tmp_path_factory.mktemp("tiny-clip")
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": TINY_CLIP, "preprocess_cfg": {}}))
+    torch.manual_seed(0)
+    save_file(open_clip.create_model(f"local-dir:{folder}").state_dict(), folder / "open_clip_model.safetensors")
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -19,9 +19,9 @@ import open_clip
 import torch
 from PIL import Image
 
-from sightloom import storage
+from sightloom import runtime, storage
 from sightloom.config import validate
-from sightloom.data.curation import curate, ensure_ray
+from sightloom.data.curation import curate
 from sightloom.data.recipe import Recipe
 from sightloom.errors import SightloomError
 from sightloom.progress import NullProgress
@@ -42,7 +42,7 @@ def main() -> None:
     if not DATA.is_dir():
         raise SightloomError(f"the photos are not at '{DATA}'")
     captions = [json.loads(line) for line in (DATA / "captions.jsonl").read_text().splitlines()][: args.rows]
-    ensure_ray()
+    runtime.connect(runtime.LOCAL)
     bare = Bare(args.model, captions, args.threads)
     ours, theirs = [], []
     for run in range(args.runs):

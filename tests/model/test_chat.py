@@ -5,8 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sightloom.model.chat import Encoder, Parsed, parse_response
+from sightloom.model.chat import Encoder
 from sightloom.model.load import VLM
+from sightloom.model.thinking import Parsed, parse_response
 from sightloom.records import Conversation, Message
 
 from .conftest import SIZES, conversation, picture
@@ -117,11 +118,11 @@ def test_a_caption_ends_where_its_feature_is_read(nano: VLM, encoder: Encoder) -
         ("a, never closed", True, Parsed("a, never closed", "", False)),
         ("<think>never closed", False, Parsed("never closed", "", False)),
         ("a</think>", True, Parsed("a", "", False)),
-        ("<think>a</think>b", True, Parsed("<think>a", "b", False)),
-        ("a</think>b</think>c", True, Parsed("a", "b</think>c", False)),
-        ("a</think>b<think>c</think>d", True, Parsed("a", "b<think>c</think>d", False)),
-        ("hm <think>a</think>b", False, Parsed("a", "b", False)),
-        ("a</think>b", False, Parsed("a", "b", False)),
+        ("<think>a</think>b", True, Parsed("a", "b", False)),
+        ("a</think>b</think>c", True, Parsed("a", "bc", False)),
+        ("a</think>b<think>c</think>d", True, Parsed("a", "bcd", False)),
+        ("hm <think>a</think>b", False, Parsed("a", "hm b", False)),
+        ("a</think>b", False, Parsed(None, "ab", False)),
     ],
 )
 def test_responses_are_taken_apart(text: str, opened: bool, parsed: Parsed) -> None:

@@ -1,15 +1,19 @@
 import math
 import random
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
 import torch
 
-from sightloom.model.chat import Document, Encoder, Parsed
+from sightloom.model.chat import Document, Encoder
 from sightloom.model.generation import GenerationRequest, Generator
+from sightloom.model.heads import TrainableVLM
 from sightloom.model.load import VLM
+from sightloom.model.packs import pack_documents
 from sightloom.model.reasoning import majority, mean_logprob, self_consistent
-from sightloom.model.sampling import Sampler, Sampling
+from sightloom.model.sampling import Sampler, Sampling, never_written
+from sightloom.model.thinking import Parsed
 
 from .conftest import SIZES, conversation, picture
 
@@ -62,6 +66,7 @@ def test_greedy_equals_transformers_generate(nano: VLM, generator: Generator, pr
             mm_token_type_ids=(prompt.input_ids == nano.model.config.image_token_id).int()[None],
             max_new_tokens=10,
             do_sample=False,
+            suppress_tokens=never_written(nano.model.config).tolist(),
             **images,
         )
         assert tuple(theirs[0, len(prompt) :].tolist()) == row.token_ids
@@ -130,8 +135,53 @@ def test_log_probabilities_are_the_models_own(nano: VLM, generator: Generator, p
         input_ids=ids, attention_mask=torch.ones_like(ids),
         mm_token_type_ids=(ids == nano.model.config.image_token_id).int(), **images,
     ).logits  # fmt: skip
+    logits[..., never_written(nano.model.config)] = -torch.inf
     scores = logits[0, len(prompt) - 1 : -1].log_softmax(-1).gather(1, torch.tensor(row.token_ids)[:, None])[:, 0]
     assert scores.tolist() == pytest.approx(row.logprobs, abs=1e-4)
+
+
+@pytest.fixture
+def eager_for_pictures(nano: VLM) -> Iterator[torch.Tensor]:
+    """The model's weights for picture tokens made so large that it would write little else; yields these ids."""
+    ids, weight = never_written(nano.model.config), nano.model.lm_head.weight
+    assert {nano.tokenizer.decode([token]) for token in ids.tolist()} == {
+        "<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>"
+    }  # fmt: skip
+    before = weight.detach().clone()
+    with torch.no_grad():
+        weight[ids] *= 40
+    yield ids
+    with torch.no_grad():
+        weight.copy_(before)
+
+
+def test_the_tokens_of_pictures_are_never_written_and_the_trainer_agrees_about_the_rest(
+    nano: VLM, generator: Generator, prompts: list[Document], eager_for_pictures: torch.Tensor
+) -> None:
+    prompt = prompts[1]
+    rows = generator.generate([GenerationRequest(prompt, 24, temperature=0.7, seed=seed) for seed in range(6)])
+    written = {token for row in rows for token in row.token_ids}
+    assert not written & set(eager_for_pictures.tolist())
+
+    trainable = TrainableVLM(nano.model)
+    documents = [
+        Document(
+            torch.cat([prompt.input_ids, torch.tensor(row.token_ids)]),
+            torch.cat([torch.zeros(len(prompt), dtype=torch.bool), torch.ones(row.num_tokens, dtype=torch.bool)]),
+            prompt.pixel_values,
+            prompt.image_grid_thw,
+        )
+        for row in rows
+    ]
+    pack = pack_documents(documents, trainable.image_token_id, trainable.merge_size)
+    theirs = torch.tensor([score for row in rows for score in row.logprobs])
+    ours = trainable(pack, ("logprobs", "entropy"), temperature=0.7, sampled=True)
+    torch.testing.assert_close(ours.logprobs, theirs, atol=1e-4, rtol=0)  # fp32, packed against cached
+    (ours.logprobs.sum() + ours.entropy.sum()).backward()
+    assert all(p.grad.isfinite().all() for p in trainable.parameters() if p.grad is not None)
+    trainable.zero_grad()
+    whole = trainable(pack, temperature=0.7).logprobs
+    assert (ours.logprobs - whole).abs().max() > 0.1, "the picture tokens had no mass: the test shows nothing"
 
 
 def test_nothing_asked_is_nothing_written(generator: Generator, prompts: list[Document]) -> None:

@@ -30,6 +30,26 @@ def test_chunked_equals_full_logits_in_values_and_gradients(
         torch.testing.assert_close(mine, other, atol=1e-5, rtol=1e-4)
 
 
+def test_tokens_never_written_have_no_mass_as_if_their_columns_were_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    hidden, weight, _ = inputs()
+    targets = torch.arange(23) + 5
+    never = torch.tensor([0, 2, 49])
+    left = torch.tensor([token for token in range(50) if token not in never.tolist()])
+    full = (hidden @ weight[left].T / 0.7).log_softmax(-1)
+    logprobs = full.gather(1, torch.searchsorted(left, targets)[:, None])[:, 0]
+    entropy = -(full.exp() * full).sum(-1)
+    wanted = torch.autograd.grad(lm_loss(logprobs) + 2 * entropy.sum(), [hidden, weight])
+    monkeypatch.setattr(language, "CHUNK_LOGITS", 50 * 5)
+    ours, ours_entropy = token_logprobs_and_entropy(hidden, weight, targets, 0.7, never)
+    torch.testing.assert_close(ours, logprobs)
+    torch.testing.assert_close(token_logprobs(hidden, weight, targets, 0.7, never), logprobs)
+    torch.testing.assert_close(ours_entropy, entropy)
+    for mine, other in zip(
+        torch.autograd.grad(lm_loss(ours) + 2 * ours_entropy.sum(), [hidden, weight]), wanted, strict=True
+    ):
+        torch.testing.assert_close(mine, other, atol=1e-5, rtol=1e-4)
+
+
 def test_sums_over_uneven_micro_batches_add_up_to_the_whole() -> None:
     logprobs, weights = torch.randn(9), torch.rand(9)
     parts = lm_loss(logprobs[:2], weights[:2]) + lm_loss(logprobs[2:], weights[2:])

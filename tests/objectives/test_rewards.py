@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sightloom.model.chat import parse_response
+from sightloom.model.thinking import parse_response
 from sightloom.objectives.rewards import MAX_CHARS, format_reward, length_reward, score
 from sightloom.objectives.rewards.text import levenshtein
 from sightloom.records import Answer

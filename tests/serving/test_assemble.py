@@ -1,13 +1,15 @@
 """Stop strings, borders and the split of tokens into thinking and answer."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from sightloom.model.chat import THINK_CLOSE, THINK_OPEN, parse_response
+from sightloom.model.chat import THINK_CLOSE, THINK_OPEN
+from sightloom.model.thinking import parse_response
 from sightloom.serving.assemble import Border
 from sightloom.serving.engines.base import Thinking
 from sightloom.serving.engines.split import Splitter, ThinkTokens
@@ -42,6 +44,26 @@ def tokenizer(nano_folder: object) -> object:
     return AutoTokenizer.from_pretrained(nano_folder)
 
 
+def check_split(tokenizer: Any, text: str, opened: bool) -> None:
+    """Token by token, the splitter gives what the parser says of the whole text."""
+    vocabulary = tokenizer.get_vocab()
+    marks = ThinkTokens(vocabulary[THINK_OPEN], vocabulary[THINK_CLOSE])
+    splitter = Splitter(tokenizer, marks, opened, 1000, frozenset())
+    tokens = tokenizer.encode(text, add_special_tokens=False)
+    pieces = []
+    for token in tokens:
+        splitter.push(token)
+        pieces.append(splitter.take())
+    outcome = splitter.end()
+    pieces.append(splitter.take())
+    parsed = parse_response(text, opened)
+    assert "".join(piece.reasoning for piece in pieces).strip() == (parsed.thinking or "")
+    assert "".join(piece.answer for piece in pieces).strip() == parsed.content
+    assert sum(piece.num_reasoning + piece.num_answer for piece in pieces) == len(tokens)
+    if parsed.content:  # how the thinking went says nothing of a missing answer
+        assert outcome == ("malformed" if not parsed.well_formed else "off" if parsed.thinking is None else "complete")
+
+
 @pytest.mark.parametrize(
     ("text", "opened"),
     [
@@ -52,25 +74,16 @@ def tokenizer(nano_folder: object) -> object:
         ("</think>\n\nThree.", True),
     ],
 )
-def test_the_split_of_tokens_equals_the_parser_of_whole_texts(tokenizer: object, text: str, opened: bool) -> None:
-    vocabulary = tokenizer.get_vocab()  # type: ignore[attr-defined]
-    marks = ThinkTokens(vocabulary[THINK_OPEN], vocabulary[THINK_CLOSE])
-    splitter = Splitter(tokenizer, marks, opened, 1000, frozenset())
-    reasoning = answer = ""
-    tokens = tokenizer.encode(text, add_special_tokens=False)  # type: ignore[attr-defined]
-    counted = 0
-    for token in tokens:
-        splitter.push(token)
-        piece = splitter.take()
-        reasoning, answer = reasoning + piece.reasoning, answer + piece.answer
-        counted += piece.num_reasoning + piece.num_answer
-    outcome = splitter.end()
-    piece = splitter.take()
-    parsed = parse_response(text, opened)
-    assert (reasoning + piece.reasoning).strip() == (parsed.thinking or "")
-    assert (answer + piece.answer).strip() == parsed.content
-    assert counted == len(tokens)
-    assert outcome == ("off" if parsed.thinking is None else "complete" if parsed.well_formed else "malformed")
+def test_the_split_of_tokens_equals_the_parser_of_whole_texts(tokenizer: Any, text: str, opened: bool) -> None:
+    check_split(tokenizer, text, opened)
+
+
+@given(
+    st.lists(st.sampled_from([THINK_OPEN, THINK_CLOSE, "three", " ", "\n\n", "猫"]), max_size=8).map("".join),
+    st.booleans(),
+)
+def test_marks_in_any_number_and_order_are_split_as_the_parser_does(tokenizer: Any, text: str, opened: bool) -> None:
+    check_split(tokenizer, text, opened)
 
 
 def test_a_budget_leaves_room_for_the_answer() -> None:

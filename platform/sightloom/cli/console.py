@@ -15,6 +15,10 @@ Store = Annotated[
     str, typer.Option("--store", envvar="MLFLOW_TRACKING_URI", help="MLflow: sqlite:///path or a server's address.")
 ]
 
+Ray = Annotated[
+    str,
+    typer.Option("--ray", envvar="RAY_ADDRESS", help="Ray: 'local' starts one here, 'auto' or an address joins one."),
+]
 
 _claimed: list[TextIO] = []
 

@@ -6,9 +6,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from sightloom import runtime
 from sightloom.cli import console
+from sightloom.cli.console import Ray
 from sightloom.config import load
-from sightloom.data.curation import CurationResult, curate, ensure_ray
+from sightloom.data.curation import CurationResult, curate
 from sightloom.data.fit import fit_scorer
 from sightloom.data.recipe import Recipe
 from sightloom.errors import SightloomError, UserMistake
@@ -28,9 +30,7 @@ def register(app: typer.Typer) -> None:
         recipe: RecipeFile,
         overrides: Overrides = None,
         replace: Annotated[bool, typer.Option(help="Replace shards that another recipe made.")] = False,
-        ray: Annotated[
-            str, typer.Option(help="Ray: 'local' starts one here, 'auto' or an address joins one.")
-        ] = "local",
+        ray: Ray = runtime.LOCAL,
         store: Annotated[
             str | None, typer.Option("--store", help="MLflow store that the run is logged to.", show_default="none")
         ] = None,
@@ -47,8 +47,7 @@ def register(app: typer.Typer) -> None:
             raise UserMistake("report.mlflow needs a store to log to", "give --store sqlite:///mlflow.db or an address")
         experiment = (parsed.report.mlflow or {}).get("experiment", "curation")
         tracker = MlflowTracker(store, experiment) if store else None
-        ensure_ray(ray)
-        result = curate(parsed, terminal_progress(), tracker, replace)
+        result = curate(parsed, terminal_progress(), tracker, replace, ray)
         console.emit(result.to_json(), as_json, lambda page: _show(page, result))
         if result.failed > parsed.score.max_failed * max(1, result.rows_in):
             raise SightloomError(

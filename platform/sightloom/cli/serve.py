@@ -2,15 +2,14 @@
 
 import os
 import signal
-import tempfile
 import threading
 from pathlib import Path
 from typing import Annotated, Any
 
-import ray
 import typer
 from rich.console import Console
 
+from sightloom import runtime
 from sightloom.cli import console
 from sightloom.cli.console import DEFAULT_STORE, Store
 from sightloom.errors import UserMistake
@@ -63,8 +62,7 @@ def register(app: typer.Typer) -> None:
         if on == "process":
             serve_here(folder, model, version, port, host, endpoint, settings, announce)
             return
-        temporary = tempfile.mkdtemp(prefix="slray-")
-        ray.init(address="local", include_dashboard=False, log_to_driver=False, _temp_dir=temporary)
+        runtime.connect(runtime.LOCAL)
         try:
             announce(deploy(folder, model, version, port, host, endpoint, settings))
             ended = threading.Event()
@@ -73,7 +71,7 @@ def register(app: typer.Typer) -> None:
             ended.wait()
         finally:
             shutdown()
-            ray.shutdown()
+            runtime.disconnect()
 
 
 def find(target: str, name: str, store: str) -> tuple[Path, str, str]:

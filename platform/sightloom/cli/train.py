@@ -1,6 +1,5 @@
 """The verb train."""
 
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -8,7 +7,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from sightloom import runtime
 from sightloom.cli import console
+from sightloom.cli.console import Ray
 from sightloom.config import load
 from sightloom.progress import terminal_progress
 from sightloom.tracking import open_tracker
@@ -32,16 +33,17 @@ def train_verb(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Override a key, e.g. data.manifest=… or stages.0.steps=100."),
     ] = None,
+    ray: Ray = runtime.LOCAL,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Train a model through the stages of a curriculum; finished stages are not run again.
 
-    Uses the Ray cluster of RAY_ADDRESS, or starts a local Ray for the time of the run.
+    sightloom train pipelines/curricula/nano.yaml --set data.manifest=out/photos/shards/photos/manifest.json
     """
     options = load(Curriculum, curriculum, set_ or [])
     store = options.tracking.uri or f"sqlite:///{Path(out).absolute()}/mlflow.db"
     tracker = open_tracker(store, options.tracking.experiment)
-    result = train(options, out, terminal_progress(), tracker, os.environ.get("RAY_ADDRESS", "local"))
+    result = train(options, out, terminal_progress(), tracker, ray)
     console.emit(result.to_json(), as_json, lambda screen: _show(screen, result, store))
 
 

@@ -7,7 +7,6 @@ the manifest is written last. Killed anywhere, the same command goes on and ends
 from __future__ import annotations
 
 import json
-import logging
 import pickle
 import time
 import warnings
@@ -20,7 +19,7 @@ import pyarrow.compute as pc
 import ray
 import ray.data
 
-from sightloom import storage
+from sightloom import runtime, storage
 from sightloom.config import canonical_json
 from sightloom.data import artifacts
 from sightloom.data.dedup.duplicates import find_duplicates
@@ -66,20 +65,13 @@ class CurationResult:
         return {name: getattr(self, name) for name in names}
 
 
-def ensure_ray(address: str = "local") -> None:
-    """Start (or join) Ray unless this process has it already; SightloomError where it does not come up."""
-    if ray.is_initialized():
-        return
-    try:
-        ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level="error")
-    except Exception as error:  # Ray raises a bare one when its node is late
-        raise SightloomError(
-            f"Ray did not start: {error}", "is the machine very busy? run the command again"
-        ) from error
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
-
-
-def curate(recipe: Recipe, progress: Progress, tracker: Tracker | None = None, replace: bool = False) -> CurationResult:
+def curate(
+    recipe: Recipe,
+    progress: Progress,
+    tracker: Tracker | None = None,
+    replace: bool = False,
+    ray_address: str = runtime.LOCAL,
+) -> CurationResult:
     """Turn a recipe's sources into verified shards.
 
     Args:
@@ -87,17 +79,20 @@ def curate(recipe: Recipe, progress: Progress, tracker: Tracker | None = None, r
         progress: where to say how far it is.
         tracker: logs one run with parameters, counts and the page, if given.
         replace: replace finished shards of another recipe under the same name.
+        ray_address: used when this process has no Ray yet, once the recipe and its sources proved sound.
 
     Raises:
         UserMistake: the recipe cannot work as given, or would overwrite another's shards.
         SightloomError: something failed on the way; the same command goes on from the last commit.
     """
-    clock = _Clock()
     prepared = prepare(recipe, replace)
     recipe = prepared.recipe
+    listed = source_files(recipe)
+    runtime.connect(ray_address)
+    clock = _Clock()
     staged = _stage(recipe, progress)
     clock.lap("fetch")
-    per_source = [own or fetched for own, fetched in zip(source_files(recipe), staged.files, strict=True)]
+    per_source = [own or fetched for own, fetched in zip(listed, staged.files, strict=True)]
     files = [file for group in per_source for file in group]
     scored = score(prepared, files, progress)
     clock.lap("score")

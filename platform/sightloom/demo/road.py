@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from sightloom import config
-from sightloom.data.curation import curate, ensure_ray
+from sightloom import config, runtime
+from sightloom.data.curation import curate
 from sightloom.data.fit import fit_scorer
 from sightloom.data.recipe import Recipe
 from sightloom.demo.asking import ask, choose
@@ -82,19 +82,30 @@ def run_demo(out: Path, seed: int, quick: bool, port: int, progress: Progress) -
     numbers = settings(seed, quick)
     deploy.check_port("127.0.0.1", port)
     road = _Road(out.absolute(), numbers, progress)
-    ensure_ray()
-    with progress.step("demo", total=len(_NAMES), unit="steps") as whole:
-        done: dict[str, Result] = {}
-        for name, work in road.steps(done):
-            whole.note(name)
-            done[name] = road.finished.run(name, work)
+    with _ray():
+        with progress.step("demo", total=len(_NAMES), unit="steps") as whole:
+            done: dict[str, Result] = {}
+            for name, work in road.steps(done):
+                whole.note(name)
+                done[name] = road.finished.run(name, work)
+                whole.advance()
+            address, answers = road.serve(done["release"], done["curate"], port)
             whole.advance()
-        address, answers = road.serve(done["release"], done["curate"], port)
-        whole.advance()
+        try:
+            yield road.summary(done, address, answers)
+        finally:
+            deploy.shutdown()
+
+
+@contextlib.contextmanager
+def _ray() -> Iterator[None]:
+    """A Ray for the time of the demo; one that is there already stays."""
+    owned = runtime.connect(runtime.LOCAL)
     try:
-        yield road.summary(done, address, answers)
+        yield
     finally:
-        deploy.shutdown()
+        if owned:
+            runtime.disconnect()
 
 
 class _Road:

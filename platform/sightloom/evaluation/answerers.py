@@ -13,9 +13,10 @@ from PIL import Image, UnidentifiedImageError
 
 from sightloom.errors import SightloomError, UserMistake
 from sightloom.evaluation.suites import Example
-from sightloom.model.chat import Encoder, parse_response
+from sightloom.model.chat import Encoder
 from sightloom.model.generation import Generation, GenerationRequest, Generator
 from sightloom.model.load import VLM
+from sightloom.model.thinking import parse_response
 from sightloom.records import Conversation
 
 _CONCURRENCY = 16

@@ -1,4 +1,4 @@
-"""The chat format: how a conversation becomes tokens, and how a model's text becomes thinking and answer.
+"""The chat format: how a conversation becomes tokens.
 
 `render` is the same format as `CHAT_TEMPLATE`, without jinja, so that a data reader can encode thousands of documents a
 second; the tests hold the two equal.
@@ -94,43 +94,6 @@ class Document:
     @property
     def num_patches(self) -> int:
         return 0 if self.pixel_values is None else self.pixel_values.shape[0]
-
-
-@dataclass(frozen=True, slots=True)
-class Parsed:
-    """A response taken apart. `well_formed`: at most one think block, closed, and then a non-empty answer."""
-
-    thinking: str | None
-    content: str
-    well_formed: bool
-
-
-def parse_response(text: str, thinking_opened: bool) -> Parsed:
-    """Split a response into thinking and content; the one parser of rewards, evaluation and serving.
-
-    Args:
-        text: what the model wrote, special tokens removed, think marks kept.
-        thinking_opened: the prompt ended with an open `<think>`.
-
-    Without a closing mark, all that follows the opening is thinking, and the response is not well formed.
-    """
-    if not thinking_opened and THINK_OPEN not in text and THINK_CLOSE not in text:
-        content = text.strip()
-        return Parsed(None, content, bool(content))
-    body = text
-    clean = True
-    if not thinking_opened:
-        before, opened, body = text.partition(THINK_OPEN)
-        if not opened:  # a closing mark that nothing opened
-            head, _, tail = text.partition(THINK_CLOSE)
-            return Parsed(head.strip(), tail.replace(THINK_CLOSE, "").strip(), False)
-        clean = not before.strip()
-    thinking, closed, content = body.partition(THINK_CLOSE)
-    if not closed:
-        return Parsed(body.replace(THINK_OPEN, "").strip(), "", False)
-    clean = clean and not any(mark in part for part in (thinking, content) for mark in (THINK_OPEN, THINK_CLOSE))
-    content = content.strip()
-    return Parsed(thinking.strip(), content, clean and bool(content))
 
 
 def render(messages: tuple[Message, ...], thinking: bool | None = None) -> tuple[str, list[tuple[int, int]]]:

@@ -17,7 +17,7 @@ from sightloom.model.cache import GrowingCache
 from sightloom.model.chat import THINK_CLOSE, THINK_OPEN, Document
 from sightloom.model.load import VLM
 from sightloom.model.positions import rope_positions
-from sightloom.model.sampling import Sampler, Sampling
+from sightloom.model.sampling import Sampler, Sampling, never_written
 
 Finish = Literal["stop", "length", "cancelled"]
 COMPACT_BELOW: Final = 0.75  # share of rows still running at which the others are cut away
@@ -28,7 +28,7 @@ class GenerationRequest:
     """One answer that is asked for.
 
     `thinking_budget`: tokens inside a think block after which `</think>` is forced; None: no limit. A row stops at the
-    model's own end tokens and at `stop_token_ids`.
+    model's own end tokens and at `stop_token_ids`, and never writes the tokens of pictures.
     """
 
     prompt: Document
@@ -72,6 +72,7 @@ class Generator:
         self._tokenizer = vlm.tokenizer
         self._batch_size = batch_size
         config = vlm.model.config
+        self._never = never_written(config).to(vlm.model.device)
         self._image_token_id = config.image_token_id
         self._merge_size = config.vision_config.spatial_merge_size
         self._num_layers = config.get_text_config().num_hidden_layers
@@ -162,7 +163,11 @@ class Generator:
                 use_cache=True,
             ).last_hidden_state
             next_position = next_position + 1
-            logits = self._model.lm_head(hidden[:, -1])
+            logits = self._logits(hidden)
+
+    def _logits(self, hidden_BTD: torch.Tensor) -> torch.Tensor:
+        """Logits [B, V] behind the last position, of the tokens that may be written."""
+        return self._model.lm_head(hidden_BTD[:, -1]).index_fill_(1, self._never, -torch.inf)
 
     def _read(self, prompts: list[Document], cache: GrowingCache) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Read the prompts into the cache: logits [B, V] behind them, visible positions [B, T], next position [B]."""
@@ -195,7 +200,7 @@ class Generator:
             use_cache=True,
             **vision,
         ).last_hidden_state
-        logits = self._model.lm_head(hidden[:, -1])
+        logits = self._logits(hidden)
         next_position = positions_3UT.amax((0, 2)).to(device) + 1
         visible = visible_UT.to(device)
         if len(unique) == len(prompts):

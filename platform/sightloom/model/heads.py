@@ -15,6 +15,7 @@ from torch import nn
 
 from sightloom.model import attention, patch_embedding
 from sightloom.model.packs import Pack
+from sightloom.model.sampling import never_written
 from sightloom.objectives.language import token_logprobs, token_logprobs_and_entropy
 
 Want = Literal["logprobs", "entropy", "contrastive"]
@@ -56,15 +57,20 @@ class TrainableVLM(nn.Module):
         patch_embedding.use_matrix_product(model)
         self.vlm = model
         self.heads = heads
+        self.never: torch.Tensor
+        self.register_buffer("never", never_written(model.config), persistent=False)
         self.image_token_id: int = model.config.image_token_id
         self.merge_size: int = model.config.vision_config.spatial_merge_size
 
-    def forward(self, pack: Pack, want: Collection[Want] = LOGPROBS, temperature: float = 1.0) -> Outputs:
+    def forward(
+        self, pack: Pack, want: Collection[Want] = LOGPROBS, temperature: float = 1.0, sampled: bool = False
+    ) -> Outputs:
         """Run the vision tower once, the decoder once, and the language head on labelled positions only.
 
         Args:
             want: `logprobs` of the targets, their `entropy`, `contrastive` features of all images and pooled documents.
             temperature: divides the logits (reinforcement learning at a rollout temperature other than 1).
+            sampled: normalise over what generation samples from, without the tokens of pictures.
         """
         vision = self._look(pack)
         hidden_LD = self.vlm.model(
@@ -82,10 +88,11 @@ class TrainableVLM(nn.Module):
         if "logprobs" in want or "entropy" in want:
             labelled_MD = hidden_LD.index_select(0, pack.label_positions)
             weight_VD = self.vlm.lm_head.weight
+            never = self.never if sampled else None
             if "entropy" in want:
-                logprobs, entropy = token_logprobs_and_entropy(labelled_MD, weight_VD, pack.targets, temperature)
+                logprobs, entropy = token_logprobs_and_entropy(labelled_MD, weight_VD, pack.targets, temperature, never)
             else:
-                logprobs = token_logprobs(labelled_MD, weight_VD, pack.targets, temperature)
+                logprobs = token_logprobs(labelled_MD, weight_VD, pack.targets, temperature, never)
         if "contrastive" in want:
             if self.heads is None:
                 raise ValueError("contrastive features are asked for, but the model has no contrastive heads")

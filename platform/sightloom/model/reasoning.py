@@ -6,8 +6,8 @@ The thinking budget is part of generation itself (`GenerationRequest.thinking_bu
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from sightloom.model.chat import Parsed, parse_response
 from sightloom.model.generation import Generation, GenerationRequest, Generator
+from sightloom.model.thinking import Parsed, parse_response
 from sightloom.objectives.rewards.choice import normalised
 
 VOTE_TEMPERATURE = 0.7

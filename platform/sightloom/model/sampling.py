@@ -1,12 +1,23 @@
 """Choosing the next token of many rows at once, each row with its own temperature, filters and random stream.
 
+Tokens that stand for a picture belong to prompts alone: they are never written, whatever their logits.
+
 Shapes: B rows, V vocabulary.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Final
 
 import torch
+
+_OF_PICTURES: Final = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+
+
+def never_written(config: Any) -> torch.Tensor:
+    """Ids int64, ascending, of the tokens that a model with this configuration reads but must not write."""
+    ids = {getattr(config, name, None) for name in _OF_PICTURES}
+    return torch.tensor(sorted(token for token in ids if token is not None), dtype=torch.int64)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,10 +1,9 @@
 """Who does the work of a run: Ray Train's workers or this very process, hired when the first stage needs them."""
 
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-import ray
-
+from sightloom import runtime
 from sightloom.training.curriculum import Curriculum
 from sightloom.training.inprocess import InProcess
 from sightloom.training.trainer import Crew
@@ -25,16 +24,9 @@ class LazyCrew:
             if self._curriculum.ray.workers == 0:
                 self._crew = InProcess(self._folder / "checkpoints")
                 return self._crew
-            if not ray.is_initialized():
-                options: dict[str, Any] = {"include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES}
-                if self._address == "local":
-                    options["num_cpus"] = max(self._curriculum.ray.workers, 2)
-                else:
-                    options = {}
-                ray.init(address=self._address, log_to_driver=False, **options)
-                self._owns_ray = True
-            options_ = self._curriculum.ray
-            crew = Crew(self._curriculum.run.name, self._folder / "ray", options_, self._curriculum.checkpoint)
+            options = self._curriculum.ray
+            self._owns_ray = runtime.connect(self._address, max(options.workers, 2), _OBJECT_STORE_BYTES)
+            crew = Crew(self._curriculum.run.name, self._folder / "ray", options, self._curriculum.checkpoint)
             crew.start()
             self._crew = crew
         return self._crew
@@ -43,4 +35,4 @@ class LazyCrew:
         if self._crew is not None:
             self._crew.dismiss()
         if self._owns_ray:
-            ray.shutdown()
+            runtime.disconnect()

@@ -18,8 +18,9 @@ import pyarrow.parquet as pq
 import torch
 
 from sightloom import storage
-from sightloom.model.chat import Document, Encoder, parse_response
+from sightloom.model.chat import Document, Encoder
 from sightloom.model.generation import Generation, GenerationRequest
+from sightloom.model.thinking import parse_response
 from sightloom.objectives.advantages import dr_grpo, g2rpo, grpo, rloo
 from sightloom.objectives.rewards import format_reward, length_reward, score
 from sightloom.records import Answer

@@ -1,11 +1,12 @@
 """Splitting a token stream into thinking and answer, text by text, as the tokens come.
 
-For well-formed replies the result equals `model.chat.parse_response` of the whole text.
+The result equals `model.thinking.parse_response` of the whole text.
 """
 
 from dataclasses import dataclass
 from typing import Any, Final
 
+from sightloom.model.thinking import Block
 from sightloom.serving.engines.base import Outcome
 
 # A character takes at most four byte-level tokens; what is still broken after this many is broken for good.
@@ -49,12 +50,9 @@ class Splitter:
     ) -> None:
         self._tokenizer = tokenizer
         self._marks = marks
-        self._thinking = opened
+        self._block = Block(opened)
         self._budget = budget
         self._ends = ends
-        self._opened = self._closed = False
-        self._opened = opened
-        self._clean = True
         self._num_thinking = 0
         self._pending: list[int] = []
         self._ready = Split()
@@ -62,17 +60,18 @@ class Splitter:
     @property
     def outcome(self) -> Outcome | None:
         """How the thinking went; None while it still goes on."""
-        if not self._opened:
-            return "off" if self._clean else "malformed"
-        if not self._closed:
+        block = self._block
+        if not block.opened:
+            return "off" if block.clean else "malformed"
+        if not block.closed:
             return None
-        if not self._clean:
+        if not block.clean:
             return "malformed"
         return "truncated" if self._num_thinking >= self._budget else "complete"
 
     def push(self, token: int) -> None:
         """Take a token."""
-        if self._thinking:
+        if self._block.inside:
             self._ready.num_reasoning += 1
         else:
             self._ready.num_answer += 1
@@ -81,7 +80,7 @@ class Splitter:
         if self._marks is not None and token in (self._marks.open, self._marks.close):
             self._mark(token == self._marks.open)
             return
-        if self._thinking:
+        if self._block.inside:
             self._num_thinking += 1
         self._pending.append(token)
         self._decode(final=False)
@@ -98,14 +97,11 @@ class Splitter:
 
     def _mark(self, opens: bool) -> None:
         self._decode(final=True)
-        if opens and not self._opened:
+        outside = not self._block.inside
+        self._block.mark(opens)
+        if outside and self._block.inside:  # the opening mark counts as thinking
             self._ready.num_answer -= 1
             self._ready.num_reasoning += 1
-            self._opened = self._thinking = True
-        elif not opens and self._thinking:
-            self._thinking, self._closed = False, True
-        else:
-            self._clean = False
 
     def _decode(self, final: bool) -> None:
         if not self._pending:
@@ -114,7 +110,8 @@ class Splitter:
         if text.endswith("\ufffd") and not final and len(self._pending) < _LONGEST_CHARACTER:
             return
         self._pending.clear()
-        if self._thinking:
+        self._block.text(text)
+        if self._block.inside:
             self._ready.reasoning += text
         else:
             self._ready.answer += text

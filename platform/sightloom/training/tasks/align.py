@@ -21,7 +21,7 @@ from sightloom.training.order import Rows, keyed
 from sightloom.training.parallel import Workers
 from sightloom.training.reader import Reader
 from sightloom.training.tasks.batch import Packer
-from sightloom.training.tasks.feed import Feed
+from sightloom.training.tasks.feed import Fed, Feed
 from sightloom.training.tasks.objective import Loss
 
 _HELDOUT_DRAW: Final = 7  # purpose of the keyed draw
@@ -38,24 +38,17 @@ class PairBatch:
     num_pairs: int
 
 
-class Align:
-    """Contrastive loss across all workers plus captioning."""
-
-    source = "data"
+class Align(Fed[PairBatch]):
+    """Contrastive loss across all workers plus captioning, on one micro-batch of all the bins of a worker."""
 
     def __init__(
         self, options: AlignObjective, stage: Stage, corpus: Corpus, packer: Packer, workers: Workers, seed: int
     ) -> None:
         self._options, self._packer, self._workers = options, packer, workers
         self._corpus = corpus
-        self._feed = Feed(corpus, stage, seed, workers, self._build, merged=True)
+        super().__init__(Feed(corpus, stage, seed, workers, self._build, merged=True))
         held = corpus.select('kind == "pair"', held_out=True)
         self._held: Rows = keyed(seed, _HELDOUT_DRAW).permutation(held)[:_HELDOUT_PAIRS]
-
-    def batches(self, step: int) -> list[PairBatch]:
-        """One micro-batch: all the bins of this worker."""
-        del step
-        return self._feed.next()
 
     def counts(self, batches: list[PairBatch]) -> dict[str, float]:
         """Labels, pairs and tokens of this worker."""
@@ -82,18 +75,6 @@ class Align:
             },
         )
 
-    def report(self) -> dict[str, float]:
-        """Samples that could not be read."""
-        return {"data/unreadable": float(self._feed.num_unreadable)}
-
-    def state(self) -> dict[str, Any]:
-        """The place in the data."""
-        return self._feed.state()
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Go on at a place."""
-        self._feed.restore(state)
-
     @torch.inference_mode()
     def measure(self, model: Any) -> dict[str, float]:
         """Caption loss, and retrieval of the caption among up to 200 held-out ones, per domain and over all."""
@@ -114,10 +95,6 @@ class Align:
             "eval/all/retrieval_r5": recall_at_k(similarity, 5),
             "eval/all/retrieval_pool": float(len(samples)),
         }
-
-    def close(self) -> None:
-        """Stop reading ahead."""
-        self._feed.close()
 
     def _contrastive(self, heads: Any, image_BD: torch.Tensor, text_BD: torch.Tensor) -> torch.Tensor:
         offset = sum(self._workers.gather_counts(len(text_BD))[: self._workers.rank])

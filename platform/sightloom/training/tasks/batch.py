@@ -26,9 +26,6 @@ class Packer:
 
     def __init__(self, encoder: Encoder, config: Any) -> None:
         self.encoder = encoder
-        self.picture_tokens = frozenset(
-            getattr(config, name) for name in ("image_token_id", "video_token_id") if hasattr(config, name)
-        )
         self._image_token_id = int(config.image_token_id)
         self._merge_size = int(config.vision_config.spatial_merge_size)
 

@@ -79,3 +79,33 @@ class Feed(Generic[B]):
         if self._merged:
             samples = [[picked for part in samples for picked in part]]
         return _Ready([self._build(part) for part in samples], after)
+
+
+class Fed(Generic[B]):
+    """The part of an objective that its feed decides; the losses are its children's."""
+
+    source = "data"
+
+    def __init__(self, feed: Feed[B]) -> None:
+        self._feed = feed
+
+    def batches(self, step: int) -> list[B]:
+        """This worker's micro-batches of the step."""
+        del step
+        return self._feed.next()
+
+    def report(self) -> dict[str, float]:
+        """Samples that could not be read."""
+        return {"data/unreadable": float(self._feed.num_unreadable)}
+
+    def state(self) -> dict[str, Any]:
+        """The place in the data."""
+        return self._feed.state()
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on at a place."""
+        self._feed.restore(state)
+
+    def close(self) -> None:
+        """Stop reading ahead."""
+        self._feed.close()

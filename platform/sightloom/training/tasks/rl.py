@@ -82,7 +82,9 @@ class Rl:
             SightloomError: engine and trainer disagree about the same weights.
         """
         options = self._options.loss
-        out = model(batch.pack, want=("logprobs", "entropy"), temperature=self._options.rollout.temperature)
+        out = model(
+            batch.pack, want=("logprobs", "entropy"), temperature=self._options.rollout.temperature, sampled=True
+        )
         logprobs_M = out.logprobs
         old_M = logprobs_M.detach()
         drift = (old_M - batch.rollout_logprobs_M).abs()
@@ -131,26 +133,21 @@ class Rl:
         documents, advantages, logprobs = [], [], []
         for group, index in members:
             generation = group.responses[index].generation
-            num = self._readable(generation.token_ids)
-            chosen = torch.tensor([not forced for forced in generation.forced[:num]], dtype=torch.bool)
+            chosen = torch.tensor([not forced for forced in generation.forced], dtype=torch.bool)
             documents.append(
                 Document(
-                    torch.cat([group.prompt.input_ids, torch.tensor(generation.token_ids[:num], dtype=torch.int64)]),
+                    torch.cat([group.prompt.input_ids, torch.tensor(generation.token_ids, dtype=torch.int64)]),
                     torch.cat([torch.zeros(len(group.prompt), dtype=torch.bool), chosen]),
                     group.prompt.pixel_values,
                     group.prompt.image_grid_thw,
                 )
             )
-            logprobs.append(torch.tensor(generation.logprobs[:num], dtype=torch.float32)[chosen])
+            logprobs.append(torch.tensor(generation.logprobs, dtype=torch.float32)[chosen])
             advantages.append(torch.full((int(chosen.sum()),), group.advantages[index]))
         empty = [torch.zeros(0)]
         return PolicyBatch(
             self._packer.pack(documents), torch.cat(advantages or empty), torch.cat(logprobs or empty), len(members)
         )
-
-    def _readable(self, token_ids: Sequence[int]) -> int:
-        """How many tokens of a response can be trained on: one that stands for a picture's patch ends them."""
-        return next((i for i, token in enumerate(token_ids) if token in self._packer.picture_tokens), len(token_ids))
 
 
 def _bins(groups: list[Group], max_tokens: int) -> list[list[tuple[Group, int]]]:

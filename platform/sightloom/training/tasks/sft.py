@@ -1,7 +1,5 @@
 """Supervised fine-tuning: the loss of the model's own turns, normalised over all labelled tokens of the step."""
 
-from typing import Any
-
 import torch
 
 from sightloom.objectives.language import lm_loss
@@ -11,27 +9,20 @@ from sightloom.training.objective_options import SftObjective
 from sightloom.training.order import keyed
 from sightloom.training.parallel import Workers
 from sightloom.training.tasks.batch import Packer, TextBatch
-from sightloom.training.tasks.feed import Feed
+from sightloom.training.tasks.feed import Fed, Feed
 from sightloom.training.tasks.objective import Loss
 
 _EMPTY_DRAW = 6  # purpose of the keyed draw
 
 
-class Sft:
-    """Conversations with or without worked steps, captions as replay."""
-
-    source = "data"
+class Sft(Fed[TextBatch]):
+    """Conversations with or without worked steps, captions as replay; one micro-batch a bin."""
 
     def __init__(
         self, options: SftObjective, stage: Stage, corpus: Corpus, packer: Packer, workers: Workers, seed: int
     ) -> None:
         self._options, self._packer, self._seed = options, packer, seed
-        self._feed = Feed(corpus, stage, seed, workers, self._build, merged=False)
-
-    def batches(self, step: int) -> list[TextBatch]:
-        """One micro-batch a bin."""
-        del step
-        return self._feed.next()
+        super().__init__(Feed(corpus, stage, seed, workers, self._build, merged=False))
 
     def counts(self, batches: list[TextBatch]) -> dict[str, float]:
         """Labels, samples, tokens and pictures of this worker."""
@@ -55,26 +46,10 @@ class Sft:
             sums[f"loss/{domain}"] = (before[0] + nll, before[1] + num)
         return Loss(total / max(counts["labels"], 1.0), sums)
 
-    def report(self) -> dict[str, float]:
-        """Samples that could not be read."""
-        return {"data/unreadable": float(self._feed.num_unreadable)}
-
-    def state(self) -> dict[str, Any]:
-        """The place in the data."""
-        return self._feed.state()
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Go on at a place."""
-        self._feed.restore(state)
-
     def measure(self, model: torch.nn.Module) -> dict[str, float]:
         """Nothing: answers are evaluated on the exported model."""
         del model
         return {}
-
-    def close(self) -> None:
-        """Stop reading ahead."""
-        self._feed.close()
 
     def _build(self, samples: list[Picked]) -> TextBatch:
         documents = [self._packer.render(picked, self._options.turns, self._mode(picked)) for picked in samples]

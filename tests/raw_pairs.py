@@ -1,0 +1,34 @@
+"""Raw pairs as users have them: pictures of blocks, tars in any make, and a tiny open_clip model to score them with."""
+
+import io
+import tarfile
+
+import numpy as np
+from PIL import Image
+
+TINY_CLIP = {
+    "embed_dim": 32,
+    "vision_cfg": {"image_size": 32, "patch_size": 16, "width": 32, "layers": 1, "head_width": 16},
+    "text_cfg": {"context_length": 24, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
+}
+Samples = list[tuple[str, dict[str, bytes]]]  # key → content by extension
+
+
+def scene_bytes(number: int, size: tuple[int, int] = (48, 48), form: str = "PNG") -> bytes:
+    """A picture of blocks, different for each number."""
+    blocks = np.random.default_rng(number).integers(0, 255, (6, 6, 3), dtype=np.uint8)
+    sink = io.BytesIO()
+    Image.fromarray(blocks).resize(size, Image.Resampling.NEAREST).save(sink, form)
+    return sink.getvalue()
+
+
+def tar_bytes(samples: Samples) -> bytes:
+    """A tar as others write it: GNU format, any names."""
+    sink = io.BytesIO()
+    with tarfile.open(fileobj=sink, mode="w", format=tarfile.GNU_FORMAT) as tar:
+        for key, members in samples:
+            for extension, data in members.items():
+                info = tarfile.TarInfo(f"{key}.{extension}")
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    return sink.getvalue()
