@@ -32,7 +32,7 @@ def settings(seed: int, quick: bool) -> Settings:
         raise UserMistake(f"--seed must not be negative, got {seed}")
     if quick:
         return Settings(seed, True, 1200, 400, 600, 20, 0.02, 20)
-    return Settings(seed, False, 12_000, 5000, 3000, 120, 1.0, 100)
+    return Settings(seed, False, 12_000, 5000, 3000, 120, 1.0, 200)
 
 
 def pipeline_file(name: str) -> Path:

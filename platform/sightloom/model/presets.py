@@ -75,7 +75,7 @@ PRESETS: Final[dict[str, Preset]] = {
     for preset in (
         Preset(
             name="nano", hidden=128, layers=4, heads=4, kv_heads=2, head_dim=32, ffn=384, vocab=2048, tied=True,
-            mrope=(6, 5, 5), rope_theta=1e4, context=2048, vision_hidden=128, vision_depth=3, vision_heads=4,
+            mrope=(6, 5, 5), rope_theta=1e6, context=2048, vision_hidden=128, vision_depth=3, vision_heads=4,
             vision_ffn=384, fused_blocks=(1,), patch_size=8, grid_positions=64, min_pixels=1024, max_pixels=4096,
             init_std=0.04,
         ),
