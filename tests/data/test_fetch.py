@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 from aiohttp import web
 
-from sightloom.data.fetch import FetchJob, fetch_chunk
+from sightloom.data.fetch.chunk import FetchJob, fetch_chunk
 from sightloom.data.recipe import FetchConfig
 from sightloom.storage import read_json
 
@@ -38,10 +38,10 @@ def serve(handler: Any) -> tuple[str, Any]:
 
 
 def fetch(urls: list[Any], folder: str, **config: Any) -> list[str]:
-    rows = [{"url": url, "text": "a cat", "rest": {"domain": "art"}} for url in urls]
+    rows = [{"row": n, "url": url, "text": "a cat", "rest": {"domain": "art"}} for n, url in enumerate(urls)]
     settings = FetchConfig(contact="tests@example.org", total_s=2, tries=2, **config)
-    fetch_chunk(FetchJob("c", rows, settings, folder))
-    return list(pq.read_table(f"{folder}/status/c.parquet").column("status").to_pylist())
+    fetch_chunk(FetchJob("c", False, rows, settings, folder, f"{folder}/robots", {}))
+    return list(pq.read_table(read_json(f"{folder}/commit/c.json")["table"]).column("status").to_pylist())
 
 
 def test_every_url_has_a_status_and_only_pictures_are_staged(tmp_path: Any, scene: Any) -> None:
