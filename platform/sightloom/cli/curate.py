@@ -76,8 +76,7 @@ def register(app: typer.Typer) -> None:
             raise UserMistake("report.mlflow needs a store to log to", "give --store sqlite:///mlflow.db or an address")
         experiment = (parsed.report.mlflow or {}).get("experiment", "curation")
         tracker = MlflowTracker(store, experiment) if store else None
-        ensure_ray(ray)
-        settings = Settings(replace, reasons(retry_failed), None, single_writer)
+        settings = Settings(replace, reasons(retry_failed), None, single_writer, ray)
         result = curate(parsed, terminal_progress(), tracker, settings)
         console.emit(result.to_json(), as_json, lambda page: _show(page, result))
         check_failed(result, parsed)

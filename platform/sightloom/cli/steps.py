@@ -9,7 +9,7 @@ from rich.table import Table
 from sightloom import storage
 from sightloom.cli import console
 from sightloom.config import load
-from sightloom.data.curation import Settings, ensure_ray
+from sightloom.data.curation import Settings
 from sightloom.data.garbage import find_garbage
 from sightloom.data.recipe import Recipe
 from sightloom.data.results import CurationResult, StepResult
@@ -48,8 +48,7 @@ def register(app: typer.Typer) -> None:
         sightloom score pipelines/recipes/photos.yaml --set out=out/photos
         """
         parsed = load(Recipe, recipe, overrides or [])
-        settings = Settings(replace, reasons(retry_failed), _part(part), single_writer)
-        ensure_ray(ray)
+        settings = Settings(replace, reasons(retry_failed), _part(part), single_writer, ray)
         result = run_score(parsed, terminal_progress(), settings)
         _emit(result, as_json, f"sightloom dedup {recipe}")
         check_failed(result, parsed)
@@ -91,8 +90,7 @@ def register(app: typer.Typer) -> None:
         sightloom pack pipelines/recipes/photos.yaml --set out=out/photos
         """
         parsed = load(Recipe, recipe, overrides or [])
-        ensure_ray(ray)
-        result = run_pack(parsed, terminal_progress(), Settings(replace), recipe)
+        result = run_pack(parsed, terminal_progress(), Settings(replace, ray=ray), recipe)
         _emit(result, as_json, f"sightloom verify {result.manifest} --deep")
 
     @app.command("report")

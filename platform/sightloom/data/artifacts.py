@@ -41,7 +41,7 @@ OWN_DOCS = {
 def fingerprints(prepared: Prepared, chunks: Sequence[str]) -> dict[str, Any]:
     """Name each step's artifacts by all that decides their content."""
     recipe = prepared.recipe
-    scores = {group.name: group.fingerprint for group in prepared.plan.groups}
+    scores = {group.name: group.fingerprint for group in prepared.groups}
     dedup = digest({"scores": scores, "chunks": sorted(chunks), "config": recipe.dedup})[:12]
     select = digest({"dedup": dedup, "config": recipe.select})[:12]
     plan = digest({"select": select, "config": recipe.pack, "name": recipe.name, "seed": recipe.seed})[:12]

@@ -51,12 +51,14 @@ class Settings:
         retry_failed: reasons (`*`: all) for which URLs that were not fetched are tried again; None = none.
         part: (i, n): score only the i-th of n parts of the files, i from 1.
         single_writer: do without the store's conditional puts.
+        ray: the cluster to join, or `local` to start one here (if this process has none yet).
     """
 
     replace: bool = False
     retry_failed: tuple[str, ...] | None = None
     part: tuple[int, int] | None = None
     single_writer: bool = False
+    ray: str = "local"
 
 
 def curate(
@@ -77,6 +79,7 @@ def curate(
     clock = Clock()
     prepared = prepare(recipe, settings.replace)
     open_out(prepared, settings.single_writer)
+    ensure_ray(settings.ray)
     inputs = fetch_urls(prepared, progress, settings)
     clock.lap("fetch")
     scored = score(prepared, inputs, progress)
@@ -130,7 +133,7 @@ def score(prepared: Prepared, inputs: Inputs, progress: Progress, part: tuple[in
 
 def scored_rows(prepared: Prepared, inputs: Inputs) -> Scored:
     """Open the rows of a finished `score`; SightloomError where it is not finished."""
-    groups = prepared.plan.groups
+    groups = prepared.groups
     return open_scores(inputs.files, groups, [committed(group) for group in groups])
 
 
@@ -157,7 +160,7 @@ def _score_missing(
 
 def compact(prepared: Prepared, files: list[SourceFile], at_least: int) -> None:
     """Compact what waits, if it is at least so many rows; another run may do the same at the same time."""
-    groups, order = prepared.plan.groups, [file.file_id for file in files]
+    groups, order = prepared.groups, [file.file_id for file in files]
     while works := next_compactions(groups, [committed(group) for group in groups], order, at_least):
         written = {work: content for work, content in engine.run_tasks(write_segment, works, 1.0)}
         lost: set[str] = set()

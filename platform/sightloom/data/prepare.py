@@ -33,6 +33,11 @@ class Prepared:
     base_config: dict[str, Any]
 
     @property
+    def groups(self) -> tuple[Group, ...]:
+        """All groups of columns, base first."""
+        return self.plan.groups
+
+    @property
     def shard_folder(self) -> str:
         """Where the shards go."""
         return storage.join(self.recipe.out, "shards", self.recipe.name)

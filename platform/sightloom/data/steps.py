@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from sightloom.data import artifacts, fetch
-from sightloom.data.curation import Settings, dedup, fetch_urls, pack, report, score, scored_rows, select
+from sightloom.data.curation import Settings, dedup, ensure_ray, fetch_urls, pack, report, score, scored_rows, select
 from sightloom.data.dedup.duplicates import Duplicates
 from sightloom.data.fetch import Inputs
 from sightloom.data.ledger import committed
@@ -25,6 +25,7 @@ Found = TypeVar("Found")
 def run_score(recipe: Recipe, progress: Progress, settings: Settings) -> StepResult:
     """Fetch what must be fetched, measure and score what is not committed."""
     clock, prepared = Clock(), _prepared(recipe, settings)
+    ensure_ray(settings.ray)
     inputs = fetch_urls(prepared, progress, settings)
     clock.lap("fetch")
     score(prepared, inputs, progress, settings.part)
@@ -58,6 +59,7 @@ def run_pack(recipe: Recipe, progress: Progress, settings: Settings, name: str) 
     clock, prepared = Clock(), _prepared(recipe, settings)
     inputs, scored = _scored(prepared, name)
     decision = _decision(prepared, scored, name)
+    ensure_ray(settings.ray)
     manifest = pack(prepared, inputs, scored, decision, settings.replace, progress)
     return of_manifest(manifest, "", clock)
 

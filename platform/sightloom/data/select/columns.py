@@ -7,7 +7,7 @@ corpus. The order does not depend on which chunk was committed or compacted firs
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,7 @@ from sightloom.data.sources.chunks import SourceFile
 from sightloom.errors import SightloomError
 
 FILE = "_file"  # the number of a row's file among the curation's files, by (address, file id)
+HELD = 4  # segments of which the columns at hand are kept, where files lie in several
 Mask = npt.NDArray[np.bool_]
 
 
@@ -48,25 +49,30 @@ class Scored:
     segments: tuple[tuple[Segment, ...], ...]  # for each group
     rows_per_file: tuple[int, ...]
 
+    def batches(self, names: Sequence[str]) -> Iterator[pa.Table]:
+        """Yield some columns of all rows, table by table in order; SightloomError names missing columns."""
+        names = list(dict.fromkeys(names))
+        of_group = self._groups_of([name for name in names if name != FILE])
+        numbers = np.repeat(np.arange(len(self.rows_per_file), dtype=np.int32), self.rows_per_file)
+        held: dict[int, pa.Table] = {}
+        for run in self.runs:
+            if run.segment not in held:
+                if len(held) == HELD:
+                    held.pop(next(iter(held)))
+                held[run.segment] = self._segment(run.segment, of_group)
+            part = held[run.segment].slice(run.first, run.rows)
+            if FILE in names:
+                part = part.append_column(FILE, pa.array(numbers[run.start : run.start + run.rows]))
+            yield part.select(names)
+
     def read(self, names: Sequence[str], keep: Mask | None = None) -> pa.Table:
-        """Read some columns, of all rows or of those where `keep` [N] is true; SightloomError names missing columns."""
-        stored = [name for name in dict.fromkeys(names) if name != FILE]
-        of_group = self._groups_of(stored)
-        parts: list[pa.Table | None] = [None] * len(self.runs)
-        by_segment: dict[int, list[int]] = {}
-        for place, run in enumerate(self.runs):
-            by_segment.setdefault(run.segment, []).append(place)
-        for number, places in by_segment.items():
-            table = self._segment(number, of_group)
-            for place in places:
-                run = self.runs[place]
-                part = table.slice(run.first, run.rows)
-                parts[place] = part if keep is None else part.filter(pa.array(keep[run.start : run.start + run.rows]))
-        joined = pa.concat_tables([part for part in parts if part is not None]).select(stored)
-        if FILE in names:
-            numbers = np.repeat(np.arange(len(self.rows_per_file), dtype=np.int32), self.rows_per_file)
-            joined = joined.append_column(FILE, pa.array(numbers if keep is None else numbers[keep]))
-        return joined.select(list(dict.fromkeys(names)))
+        """Return some columns, of all rows or of those where `keep` [N] is true."""
+        parts, start = [], 0
+        for part in self.batches(names):
+            chosen = part if keep is None else part.filter(pa.array(keep[start : start + part.num_rows]))
+            parts.append(chosen)
+            start += part.num_rows
+        return pa.concat_tables(parts)
 
     def take(self, rows: Sequence[int], names: Sequence[str]) -> list[dict[str, Any]]:
         """Return some columns of a few rows, in the order of `rows`."""
@@ -82,7 +88,7 @@ class Scored:
         return tuple(name for group in self.segments for name in _schema(group[0]).names)
 
     def _groups_of(self, names: Sequence[str]) -> dict[int, list[str]]:
-        found: dict[int, list[str]] = {0: []}
+        found: dict[int, list[str]] = {}
         places = {name: number for number, group in enumerate(self.segments) for name in _schema(group[0]).names}
         missing = [name for name in names if name not in places]
         if missing:
@@ -96,18 +102,15 @@ class Scored:
     def _segment(self, number: int, of_group: dict[int, list[str]]) -> pa.Table:
         """Read one segment's columns of all groups side by side."""
         rows = self.segments[0][number].rows
-        joined = pa.table({})
+        columns: dict[str, Any] = {}
         for group, names in of_group.items():
-            if not names:
-                continue
             segment = self.segments[group][number]
             with storage.open_read(segment.uri) as file:
                 table = pq.ParquetFile(file).read(columns=names)
             if table.num_rows != rows:
                 raise SightloomError(f"'{segment.uri}' has {table.num_rows} rows, its base segment has {rows}")
-            for name in names:
-                joined = joined.append_column(name, table.column(name))
-        return joined if joined.num_columns else pa.table({"": pa.nulls(rows)})
+            columns |= {name: table.column(name) for name in names}
+        return pa.table(columns or {"": pa.nulls(rows)})
 
 
 def _schema(segment: Segment) -> pa.Schema:
@@ -127,10 +130,12 @@ def open_scores(files: Sequence[SourceFile], groups: Sequence[Group], states: Se
     status: Counter[str] = Counter()
     per_file: list[int] = []
     row = 0
-    for file in sorted(files, key=lambda file: (file.uri, file.file_id)):
+    ordered = sorted(files, key=lambda file: (file.uri, file.file_id))
+    for file in ordered:
         for group, state in zip(groups, states, strict=True):
             if file.file_id not in state or not state[file.file_id].complete:
                 raise SightloomError(f"'{file.uri}' is not wholly scored ({group.name})", "run `sightloom score` first")
+    for file in ordered:
         start = row
         for index in range((states[0][file.file_id].last or 0) + 1):
             chunk_id = file.chunk_id(index)
