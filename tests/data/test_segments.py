@@ -40,7 +40,7 @@ def states(groups: Sequence[Group]) -> list[Any]:
     return [committed(group) for group in groups]
 
 
-def compact_all(groups: Sequence[Group], order: Sequence[SourceFile], at_least: int = 1) -> int:
+def compact_all(groups: Sequence[Group], order: Sequence[SourceFile], at_least: int = 0) -> int:
     made = 0
     while works := next_compactions(groups, states(groups), [file.file_id for file in order], at_least):
         for work in works:
@@ -115,6 +115,15 @@ def test_small_rests_wait_until_enough_rows_are_there(groups: list[Group]) -> No
     assert compact_all(groups, every, at_least=40) == 2
     with pytest.raises(SightloomError, match=r"no column 'nothing'.*\n?.*have: score, src, value"):
         opened(groups, every).read(["nothing"])
+
+
+def test_a_file_without_records_is_compacted_too(groups: list[Group]) -> None:
+    (file,) = files(1)
+    nothing = pa.table({"value": pa.array([], pa.int64()), "src": pa.array([], pa.string())})
+    commit(groups[0], file.chunk_id(0), True, nothing, {"status": {}, "src": {}})
+    commit(groups[1], file.chunk_id(0), True, pa.table({"score": pa.array([], pa.float64())}), {"scored": 0})
+    assert compact_all(groups, [file]) == 2
+    assert opened(groups, [file]).read(["value", "score", FILE]).num_rows == 0
 
 
 def test_a_lost_or_cut_fragment_is_named(groups: list[Group], tmp_path: Path) -> None:

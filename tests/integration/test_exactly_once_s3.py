@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 from tests.integration.raw import environment, finish, put_tars, start, write_recipe, write_scorer
-from tests.storage.conftest import moto_port, store  # noqa: F401 - fixtures
 from tests.storage.faulty import FaultyProxy
 
 from sightloom import storage
@@ -19,7 +18,7 @@ pytestmark = [pytest.mark.long, pytest.mark.timeout(1500)]
 
 
 @pytest.fixture
-def spoiled(store: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:  # noqa: F811
+def spoiled(store: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
     proxy = FaultyProxy(store, 0.1, seed=3)
     yield proxy
     proxy.stop()

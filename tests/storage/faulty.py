@@ -17,7 +17,7 @@ HOP = frozenset({"connection", "transfer-encoding", "keep-alive"})
 class FaultyProxy:
     """Forwards to a server; `share` of the requests fail in a way drawn from `faults`, the others pass.
 
-    Faults: reset (nothing arrives), 500, 503 (SlowDown), lost (a put arrives, its answer does not), cut (half the body).
+    Faults: reset (nothing arrives), 500, 503 (SlowDown), lost (a put arrives, its answer does not), cut (half a body).
     """
 
     def __init__(self, target_port: int, share: float, seed: int) -> None:

@@ -127,7 +127,7 @@ def score(prepared: Prepared, inputs: Inputs, progress: Progress, part: tuple[in
             raise SightloomError(
                 f"{len(lost)} files could not be scored wholly: {names}", "run the same command again to go on"
             )
-        compact(prepared, files, 1)
+        compact(prepared, files, 0)
     return scored_rows(prepared, inputs)
 
 

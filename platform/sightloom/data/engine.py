@@ -22,6 +22,7 @@ from sightloom.errors import SightloomError, UserMistake
 
 READ_CPUS, MEASURE_CPUS, EMBED_CPUS = 0.25, 0.75, 0.25  # on two cores: two chunks measured beside reader and scorer
 WAVE_FILES = 2000  # of one Dataset: millions of blocks in one are where Ray Data gets slow
+STARTS = 3  # of a local Ray, on a busy machine
 AT_ONCE = 64  # single tasks that wait or run
 Work = TypeVar("Work")
 
@@ -30,12 +31,16 @@ def ensure_ray(address: str = "local") -> None:
     """Start (or join) Ray unless this process has it already; SightloomError where it does not come up."""
     if ray.is_initialized():
         return
-    try:
-        ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level="error")
-    except Exception as error:  # Ray raises a bare one when its node is late
-        raise SightloomError(
-            f"Ray did not start: {error}", "is the machine very busy? run the command again"
-        ) from error
+    for left in reversed(range(STARTS if address == "local" else 1)):
+        try:
+            ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level="error")
+            break
+        except Exception as error:  # Ray raises a bare one when its node is late, after a fixed half minute
+            ray.shutdown()
+            if not left:
+                raise SightloomError(
+                    f"Ray did not start: {error}", "is the machine very busy? run the command again"
+                ) from error
     logging.getLogger("ray.data").setLevel(logging.ERROR)
 
 

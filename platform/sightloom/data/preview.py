@@ -136,7 +136,7 @@ class _Found:
 def _judge(prepared: Prepared, inputs: Inputs, html: str | None) -> _Found:
     """Select among the sample as `curate` would, and write its page if it is asked for."""
     silent = NullProgress()
-    compact(prepared, inputs.files, 1)
+    compact(prepared, inputs.files, 0)
     scored = scored_rows(prepared, inputs)
     duplicates = dedup(prepared, scored, silent)
     decision = select(prepared, scored, duplicates, silent)

@@ -92,7 +92,7 @@ def next_compactions(
         groups: all groups, base first.
         states: what each has committed.
         order: ids of the files whose chunks may be compacted now, in the order that the rows get.
-        at_least: rows that must wait before a new base segment is made (1 = whatever there is).
+        at_least: rows that must wait before a new base segment is made (0 = whatever there is).
     """
     base, *others = groups
     existing = read_segments(base)
@@ -108,7 +108,7 @@ def next_compactions(
             waiting += [(name, last) for name, last in names if name not in known]
     with ThreadPoolExecutor(READERS) as pool:
         rows = list(pool.map(lambda chunk: int(read_commit(base, *chunk)["rows"]), waiting))
-    if sum(rows) < at_least:
+    if not waiting or sum(rows) < at_least:
         return found
     part: list[tuple[str, bool]] = []
     parts, held = [part], 0

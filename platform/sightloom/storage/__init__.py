@@ -23,6 +23,7 @@ from sightloom.storage.retries import SteadyFile, create_remote, steady
 
 __all__ = [
     "FileInfo",
+    "building",
     "create",
     "delete",
     "ensure_exclusive",
@@ -165,6 +166,25 @@ def put_file(local: Path, uri: str) -> None:
         arrived = size(uri)
     if arrived != expected:
         raise SightloomError(f"'{uri}' has {arrived} bytes after the upload of {expected}", "run the command again")
+
+
+@contextlib.contextmanager
+def building(uri: str) -> Iterator[Path]:
+    """A local path to build a new file at; published whole at `uri` when the block ends without an error."""
+    if not is_local(uri):
+        with tempfile.TemporaryDirectory(prefix="sightloom-build-") as scratch, explained(scratch):
+            path = Path(scratch) / uri.rsplit("/", 1)[-1]
+            yield path
+            put_file(path, uri)
+        return
+    target = local_path(uri)
+    with explained(uri):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with _aside(target) as aside:
+            yield aside
+            with open(aside, "rb+") as file:
+                os.fsync(file.fileno())
+            os.replace(aside, target)
 
 
 @contextlib.contextmanager
