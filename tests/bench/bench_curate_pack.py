@@ -1,18 +1,21 @@
 """Packing from local tars against `cp` of the same bytes, both down to the disk.
 
-Ours is what the tasks of the step `pack` do, one after another in this process: read each kept record by its byte range,
-prove the picture's SHA-256, write tar, index and table, hash them, sync, commit. The peer copies the source tars by
-`cp` and syncs them. Pictures are JPEGs of noise at the size that photos have.
+Ours is what the tasks of the step `pack` do, in as many processes as there are cores: read each kept record by its byte
+range, prove the picture's SHA-256, write tar, index and table, hash them, sync, commit. The peer copies the source tars
+by `cp` and syncs them. Pictures are noise behind a JPEG's first bytes, at the size that photos have.
 """
 
 import argparse
+import contextlib
 import hashlib
 import json
+import multiprocessing
 import os
 import statistics
 import subprocess
 import tempfile
 import time
+from concurrent.futures import Executor, ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -33,18 +36,21 @@ def main() -> None:
     parser.add_argument("--mb", type=int, default=400)
     parser.add_argument("--picture-kb", type=int, default=120)
     parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--processes", type=int, default=os.cpu_count())
     parser.add_argument("--order", choices=["source", "shuffle"], default="shuffle")
     args = parser.parse_args()
     ours, theirs = [], []
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         root = Path(folder)
         _write_tars(root / "raw", args.mb * 1_000_000, args.picture_kb * 1000)
         files = list_files(WebDatasetSource(kind="webdataset", uri=f"{root}/raw/*.tar"), 4096)
         kept = _table(files)
         size = sum(file.size for file in files)
+        pool = stack.enter_context(ProcessPoolExecutor(args.processes, multiprocessing.get_context("spawn")))
+        list(pool.map(len, [""] * args.processes))  # so that their imports are over
         for run in range(args.runs):
             theirs.append(size / 1e6 / _copy(root / "raw", root / f"cp-{run}"))
-            ours.append(size / 1e6 / _pack(files, kept, root / f"out-{run}", args.order))
+            ours.append(size / 1e6 / _pack(pool, files, kept, root / f"out-{run}", args.order))
             print(f"run {run}: pack {ours[-1]:.0f}, cp {theirs[-1]:.0f} MB/s", flush=True)
     mine, peer = statistics.median(ours), statistics.median(theirs)
     result = {
@@ -95,12 +101,14 @@ def _copy(source: Path, target: Path) -> float:
     return time.perf_counter() - started
 
 
-def _pack(files: list[SourceFile], kept: pa.Table, out: Path, order: str) -> float:
+def _pack(pool: Executor, files: list[SourceFile], kept: pa.Table, out: Path, order: str) -> float:
     started = time.perf_counter()
-    planned = plan_shards(kept, PackConfig(max_mb=200, order=order), 0, 0)  # type: ignore[arg-type]
-    for number, rows in enumerate(shard_slices(planned)):
-        name = f"x-{number:06d}"
-        build(ShardJob(name, rows, dict(enumerate(files)), (), str(out), f"{out}/commit/{name}.json"))
+    config = PackConfig.model_validate({"max_mb": 100, "order": order})
+    jobs = [
+        ShardJob(f"x-{number:06d}", rows, dict(enumerate(files)), (), str(out), f"{out}/commit/{number}.json")
+        for number, rows in enumerate(shard_slices(plan_shards(kept, config, 0, 0)))
+    ]
+    list(pool.map(build, jobs))
     return time.perf_counter() - started
 
 

@@ -77,20 +77,42 @@ def write_recipe(path: Path, raw: str, out: str, scorer: Path | None, **more: An
     return path
 
 
-def environment(home: Path, fault: dict[str, Any] | None = None, **more: str) -> dict[str, str]:
-    """The environment of a run, with faults if some are given."""
-    home.mkdir(parents=True, exist_ok=True)
+def environment(fault: dict[str, Any] | None = None, **more: str) -> dict[str, str]:
+    """The environment of a run and of its Ray workers, on whatever Ray they run: with faults if some are given."""
     path = [str(PLATFORM)] if fault is None else [str(INJECTED), str(PLATFORM)]
-    settings = {"HOME": str(home), "PYTHONPATH": os.pathsep.join(path), "SIGHTLOOM_TEST_FAULT": json.dumps(fault or {})}
-    return {**os.environ, **settings, **more}
+    settings = {"PYTHONPATH": os.pathsep.join(path), "SIGHTLOOM_TEST_FAULT": json.dumps(fault or {}), **more}
+    job = {"runtime_env": {"env_vars": settings}}
+    return {**os.environ, **settings, "RAY_JOB_CONFIG_JSON_ENV_VAR": json.dumps(job)}
 
 
-def start(recipe: Path, env: dict[str, str], verb: str = "curate", *options: str) -> "subprocess.Popen[str]":
-    """Start `sightloom VERB RECIPE --json`."""
-    command = [sys.executable, "-c", "from sightloom.cli import main; main()", verb, str(recipe), "--json", *options]
+def start(recipe: Path, env: dict[str, str], address: str) -> "subprocess.Popen[str]":
+    """Start `sightloom curate RECIPE --json` on a Ray that runs."""
+    code = "from sightloom.cli import main; main()"
+    command = [sys.executable, "-c", code, "curate", str(recipe), "--json", "--ray", address]
     return subprocess.Popen(
         command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
+
+
+def start_cluster(nodes: int, cpus: int) -> Any:
+    """Start a Ray of so many nodes, each a process of its own here; what a busy machine spoils is tried again."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    if ray.is_initialized():
+        ray.shutdown()
+    for left in (2, 1, 0):
+        cluster = Cluster()
+        try:
+            for _ in range(nodes):
+                cluster.add_node(num_cpus=cpus, object_store_memory=150_000_000)
+            cluster.wait_for_nodes()
+            return cluster
+        except Exception:
+            cluster.shutdown()
+            if not left:
+                raise
+    raise AssertionError("unreachable")
 
 
 def finish(process: "subprocess.Popen[str]", timeout: float = 400) -> dict[str, Any]:
@@ -99,6 +121,6 @@ def finish(process: "subprocess.Popen[str]", timeout: float = 400) -> dict[str, 
         out, err = process.communicate(timeout=timeout)
     finally:
         process.kill()
-    assert process.returncode == 0, err[-4000:]
+    assert process.returncode == 0, (process.returncode, err[-4000:])
     result: dict[str, Any] = json.loads(out)
     return result

@@ -10,7 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.integration.raw import environment, finish, picture, put_tars, start, write_recipe, write_scorer
+from tests.integration.raw import (
+    environment,
+    finish,
+    picture,
+    put_tars,
+    start,
+    start_cluster,
+    write_recipe,
+    write_scorer,
+)
 
 from sightloom.data.shards.manifest import read_manifest
 from sightloom.data.shards.verify import verify
@@ -21,14 +30,22 @@ pytestmark = [pytest.mark.long, pytest.mark.timeout(1500)]
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Any:
+def address() -> Any:
+    """A Ray that outlives its drivers."""
+    cluster = start_cluster(1, 4)
+    yield cluster.address
+    cluster.shutdown()
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory, address: str) -> Any:
     """Raw tars, a scorer, and the shards of a run that nothing disturbed."""
     root = tmp_path_factory.mktemp("once")
     put_tars(str(root / "raw"), TARS, ROWS)
     scorer = write_scorer(root / "scorer")
     recipe = write_recipe(root / "calm.yaml", str(root / "raw"), str(root / "calm"), scorer)
-    finish(start(recipe, environment(root / "home")))
-    return root, scorer, shards(root / "calm")
+    finish(start(recipe, environment(), address))
+    return root, scorer, shards(root / "calm"), address
 
 
 def shards(out: Path) -> dict[str, str]:
@@ -38,12 +55,12 @@ def shards(out: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
 
 
-def disturbed(world: Any, name: str, fault: dict[str, Any]) -> tuple[Path, Path, dict[str, str], Any]:
-    root, scorer, _ = world
+def disturbed(world: Any, name: str, fault: dict[str, Any]) -> tuple[Path, Path, dict[str, str], Path]:
+    root, scorer, *_ = world
     folder = root / f"faults-{name}"
     folder.mkdir()
     recipe = write_recipe(root / f"{name}.yaml", str(root / "raw"), str(root / name), scorer)
-    env = environment(root / "home", {"nth": 0, "when": "after", **fault, "folder": str(folder)})
+    env = environment({"nth": 0, "when": "after", **fault, "folder": str(folder)})
     return root / name, folder, env, recipe
 
 
@@ -84,7 +101,7 @@ def test_a_killed_worker_or_actor_costs_nothing_but_its_chunk(
     world: Any, name: str, match: str, nth: int, when: str
 ) -> None:
     out, folder, env, recipe = disturbed(world, name, {"match": match, "nth": nth, "when": when})
-    result = finish(start(recipe, env))
+    result = finish(start(recipe, env, world[3]))
     assert (folder / "killed").exists()
     assert (result["rows_in"], result["failed"]) == (TARS * ROWS, 0)
     assert shards(out) == world[2]
@@ -95,7 +112,7 @@ def test_a_killed_worker_or_actor_costs_nothing_but_its_chunk(
 def test_a_driver_killed_while_scoring_goes_on_without_scoring_a_committed_row_again(world: Any) -> None:
     out, folder, env, recipe = disturbed(world, "driver", {"match": "^never$"})
     for wanted in (4, 9):
-        process = start(recipe, env)
+        process = start(recipe, env, world[3])
         while len(committed(out)) < wanted and process.poll() is None:
             time.sleep(0.05)
         assert process.poll() is None, "it ended before it could be killed"
@@ -105,7 +122,7 @@ def test_a_driver_killed_while_scoring_goes_on_without_scoring_a_committed_row_a
         before = committed(out)
         assert wanted <= len(before) < 2 * CHUNKS
         forget(folder)
-    finish(start(recipe, env))
+    finish(start(recipe, env, world[3]))
     assert shards(out) == world[2]
     assert not before & set(scored(folder))
     assert {chunk for chunk, _ in before} | {chunk for chunk, _ in scored(folder)} == {c for c, _ in committed(out)}
@@ -123,40 +140,40 @@ def test_a_driver_killed_while_scoring_goes_on_without_scoring_a_committed_row_a
 )
 def test_a_driver_killed_between_steps_goes_on_from_there(world: Any, name: str, match: str, when: str) -> None:
     out, folder, env, recipe = disturbed(world, name, {"match": match, "nth": 1, "when": when})
-    process = start(recipe, env)
+    process = start(recipe, env, world[3])
     process.communicate(timeout=400)
     assert process.returncode == -signal.SIGKILL and (folder / "killed").exists()
     before = committed(out)
     assert len(before) == 2 * CHUNKS
     forget(folder)
-    finish(start(recipe, env))
+    finish(start(recipe, env, world[3]))
     assert shards(out) == world[2]
     assert scored(folder) == []
 
 
 def test_a_packing_task_killed_before_its_commit_packs_again(world: Any) -> None:
     out, folder, env, recipe = disturbed(world, "packer", {"match": r"plan/.*/commit/", "nth": 2, "when": "before"})
-    finish(start(recipe, env))
+    finish(start(recipe, env, world[3]))
     assert (folder / "killed").exists() and shards(out) == world[2]
 
 
 def test_two_runs_at_once_end_in_one_result(world: Any) -> None:
     out, folder, env, recipe = disturbed(world, "twice", {"match": "^never$"})
-    results = [finish(process) for process in [start(recipe, env), start(recipe, env)]]
+    results = [finish(process) for process in [start(recipe, env, world[3]), start(recipe, env, world[3])]]
     assert results[0]["kept"] == results[1]["kept"] and shards(out) == world[2]
     assert len(committed(out)) == 2 * CHUNKS
     before = committed(out)
     forget(folder)
-    finish(start(recipe, env))
+    finish(start(recipe, env, world[3]))
     assert not scored(folder) and committed(out) == before
 
 
 def test_a_picture_that_kills_its_decoder_fails_alone(world: Any) -> None:
-    root, scorer, _ = world
+    root, scorer, _, address = world
     fatal = picture(70) + b"KILLS-ITS-DECODER"
     put_tars(str(root / "fatal-raw"), 1, ROWS, {70: fatal})
     recipe = write_recipe(root / "fatal.yaml", str(root / "fatal-raw"), str(root / "fatal"), scorer)
-    process = start(recipe, environment(root / "home", {"folder": str(root), "nth": 0, "when": "after"}))
+    process = start(recipe, environment({"folder": str(root), "nth": 0, "when": "after"}), address)
     out, err = process.communicate(timeout=400)
     assert process.returncode == 1 and "1 rows failed inside" in err
     result = json.loads(out)

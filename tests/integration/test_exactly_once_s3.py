@@ -1,11 +1,12 @@
 """An object store that spoils requests, and two runs at once on it: one result, nothing lost, nothing doubled."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.integration.raw import environment, finish, put_tars, start, write_recipe, write_scorer
+from tests.integration.raw import environment, finish, put_tars, start, start_cluster, write_recipe, write_scorer
 from tests.storage.faulty import FaultyProxy
 
 from sightloom import storage
@@ -29,13 +30,19 @@ def test_two_runs_at_once_behind_a_faulty_store_end_as_one_calm_run(
     store: int,
     spoiled: Any,
 ) -> None:
+    store_settings = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+    cluster = start_cluster(1, 4)
     put_tars("s3://pool/raw", 2, ROWS)
     scorer = write_scorer(tmp_path / "scorer")
     calm = write_recipe(tmp_path / "calm.yaml", "s3://pool/raw", "s3://pool/calm", scorer)
-    finish(start(calm, environment(tmp_path / "home")))
+    finish(start(calm, environment(**store_settings), cluster.address))
     both = write_recipe(tmp_path / "both.yaml", "s3://pool/raw", "s3://pool/both", scorer)
-    env = environment(tmp_path / "home", AWS_ENDPOINT_URL=f"http://127.0.0.1:{spoiled.port}")
-    results = [finish(process, 700) for process in [start(both, env), start(both, env)]]
+    env = environment(**{**store_settings, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{spoiled.port}"})
+    try:
+        runs = [start(both, env, cluster.address), start(both, env, cluster.address)]
+        results = [finish(process, 700) for process in runs]
+    finally:
+        cluster.shutdown()
     assert min(spoiled.counts[kind] for kind in ("reset", "500", "503", "lost")) > 0
     assert all((result["rows_in"], result["failed"]) == (2 * ROWS, 0) for result in results)
     expected, found = (read_manifest(f"s3://pool/{name}/shards/pool") for name in ("calm", "both"))

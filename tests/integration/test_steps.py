@@ -80,7 +80,7 @@ def test_a_preview_predicts_the_keep_rate_and_leaves_out_untouched(recipe: Recip
 def test_the_command_line_says_which_step_is_missing_and_leaves_with_2(recipe: Recipe, tmp_path: Path) -> None:
     path = tmp_path / "r.yaml"
     path.write_text(json.dumps(recipe.model_dump(mode="json")))
-    env = environment(tmp_path / "home")
+    env = environment()
 
     def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
         command = [sys.executable, "-c", "from sightloom.cli import main; main()", *arguments]
