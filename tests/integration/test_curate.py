@@ -20,8 +20,9 @@ from PIL import Image
 
 from sightloom import storage
 from sightloom.config import load, validate
-from sightloom.data.curation import CurationResult, curate
+from sightloom.data.curation import Settings, curate
 from sightloom.data.recipe import Recipe
+from sightloom.data.results import CurationResult
 from sightloom.data.shards.manifest import read_manifest
 from sightloom.data.shards.reader import SampleReader, read_table
 from sightloom.data.shards.verify import verify
@@ -154,7 +155,7 @@ def test_a_corpus_becomes_shards_once_and_again_the_same(tmp_path: Path, tiny_cl
     with pytest.raises(UserMistake, match="made by another recipe"):
         curate(half, NullProgress())
     assert files_under(tmp_path / "out") == before
-    replaced = curate(half, NullProgress(), replace=True)
+    replaced = curate(half, NullProgress(), settings=Settings(replace=True))
     check_sums(replaced)
     scores = {name: value for name, value in before.items() if name.startswith("scores/")}
     now = files_under(tmp_path / "out")

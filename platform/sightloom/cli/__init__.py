@@ -18,6 +18,12 @@ from sightloom.errors import SightloomError
 VERBS: dict[str, tuple[str, str]] = {
     "demo": ("demo", "Raw pairs in, a served reasoning model out: the whole road on this machine."),
     "curate": ("curate", "Filter, deduplicate and shard image-text corpora by a recipe."),
+    "score": ("steps", "Curation, step 1: fetch, measure and score what is not committed yet."),
+    "dedup": ("steps", "Curation, step 2: find the duplicates among scored rows."),
+    "select": ("steps", "Curation, step 3: decide what stays, and why the rest goes."),
+    "pack": ("steps", "Curation, step 4: build the shards of what stays."),
+    "report": ("steps", "Write the page of a curation: funnel, histograms, pictures around each cut."),
+    "gc": ("steps", "Remove leftovers under OUT that no commit names."),
     "fit-scorer": ("curate", "Train a small CLIP filter network on trusted pairs."),
     "verify": ("verify", "Recompute every checksum, count and key of finished shards."),
     "train": ("train", "Train a model through the stages of a curriculum."),

@@ -1,25 +1,38 @@
 """`sightloom curate`, `fit-scorer`: from raw pairs to shards that can be trusted."""
 
+import os
 from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from sightloom import runtime
 from sightloom.cli import console
 from sightloom.cli.console import Ray
+from sightloom.cli.steps import (
+    Alone,
+    AsJson,
+    Overrides,
+    RecipeFile,
+    Replace,
+    Retry,
+    check_failed,
+    funnel,
+    reasons,
+)
 from sightloom.config import load
-from sightloom.data.curation import CurationResult, curate
+from sightloom.data.curation import Settings, curate
 from sightloom.data.fit import fit_scorer
+from sightloom.data.forecast import Forecast, forecast
+from sightloom.data.preview import Preview, preview
 from sightloom.data.recipe import Recipe
-from sightloom.errors import SightloomError, UserMistake
+from sightloom.data.results import CurationResult
+from sightloom.errors import UserMistake
 from sightloom.progress import terminal_progress
 from sightloom.tracking import MlflowTracker
 
-RecipeFile = Annotated[str, typer.Argument(help="A recipe, such as pipelines/recipes/photos.yaml.")]
-Overrides = Annotated[list[str] | None, typer.Option("--set", help="Override key=value; may be repeated.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+Planned = Annotated[bool, typer.Option("--plan", help="Say what would run and what it would cost; write nothing.")]
+Looked = Annotated[int, typer.Option("--preview", min=0, help="Score about N rows elsewhere; predict the whole.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -29,7 +42,13 @@ def register(app: typer.Typer) -> None:
     def curate_verb(
         recipe: RecipeFile,
         overrides: Overrides = None,
-        replace: Annotated[bool, typer.Option(help="Replace shards that another recipe made.")] = False,
+        replace: Replace = False,
+        plan: Planned = False,
+        preview_rows: Looked = 0,
+        html: Annotated[str | None, typer.Option(help="With --preview: where to write the sample's page.")] = None,
+        cores: Annotated[int | None, typer.Option(help="With --plan: cores that would measure.")] = None,
+        retry_failed: Retry = None,
+        single_writer: Alone = False,
         ray: Ray = runtime.LOCAL,
         store: Annotated[
             str | None, typer.Option("--store", help="MLflow store that the run is logged to.", show_default="none")
@@ -43,16 +62,25 @@ def register(app: typer.Typer) -> None:
         sightloom curate pipelines/recipes/photos.yaml --set out=out/photos
         """
         parsed = load(Recipe, recipe, overrides or [])
+        if plan:
+            found = forecast(parsed, cores or os.cpu_count() or 1)
+            console.emit(found.to_json(), as_json, lambda page: _show_forecast(page, found))
+            return
+        if html is not None and not preview_rows:
+            raise UserMistake("--html is for the page of a --preview", "the page of a curation lies beside its shards")
+        if preview_rows:
+            runtime.connect(ray)
+            seen = preview(parsed, preview_rows, cores or os.cpu_count() or 1, terminal_progress(), html)
+            console.emit(seen.to_json(), as_json, lambda page: _show_preview(page, seen, recipe))
+            return
         if parsed.report.mlflow is not None and store is None:
             raise UserMistake("report.mlflow needs a store to log to", "give --store sqlite:///mlflow.db or an address")
         experiment = (parsed.report.mlflow or {}).get("experiment", "curation")
         tracker = MlflowTracker(store, experiment) if store else None
-        result = curate(parsed, terminal_progress(), tracker, replace, ray)
+        settings = Settings(replace, reasons(retry_failed), None, single_writer, ray)
+        result = curate(parsed, terminal_progress(), tracker, settings)
         console.emit(result.to_json(), as_json, lambda page: _show(page, result))
-        if result.failed > parsed.score.max_failed * max(1, result.rows_in):
-            raise SightloomError(
-                f"{result.failed} rows failed inside", "see the report; score.max_failed allows a share"
-            )
+        check_failed(result, parsed)
 
     @app.command("fit-scorer")
     def fit_verb(recipe: RecipeFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
@@ -75,16 +103,31 @@ def register(app: typer.Typer) -> None:
 
 
 def _show(page: Console, result: CurationResult) -> None:
-    table = Table(box=None, pad_edge=False)
-    table.add_column("")
-    table.add_column("rows", justify="right")
-    table.add_row("in", str(result.rows_in))
-    for reason, count in result.dropped.items():
-        table.add_row(f"  dropped: {reason}", f"-{count}")
-    if result.failed:
-        table.add_row("  failed inside", f"-{result.failed}")
-    table.add_row("[bold]kept[/]", f"[bold]{result.kept}[/]")
-    page.print(table)
+    page.print(funnel(result))
     page.print(f"{result.shards} shards, {result.samples_per_s:.0f} rows/s")
     page.print(f"manifest  {result.manifest}\nreport    {result.report}")
     page.print(f"next: sightloom verify {result.manifest} --deep")
+
+
+def _show_forecast(page: Console, found: Forecast) -> None:
+    guess = " (a guess: nothing is scored yet; --preview measures)" if found.row_bytes_assumed else ""
+    page.print(f"files     {found.files} ({found.bytes / 1e6:.1f} MB), {found.files_done} of them done")
+    page.print(f"rows      about {found.rows}, {found.row_bytes / 1e3:.1f} kB each{guess}")
+    if found.urls_not_fetched:
+        page.print(f"urls      {found.urls_not_fetched} to fetch first")
+    page.print(f"chunks    {found.chunks_done} done, about {found.chunks_missing} missing")
+    page.print(f"time      {found.hours:.2f} h on {found.cores} cores at {found.rows_per_s:.0f} rows/s a core")
+    page.print(f"memory    {found.object_store_mb:.0f} MB of Ray's object store at least")
+    page.print(f"storage   {found.columns_mb:.1f} MB of columns, {found.embeddings_mb:.1f} MB of embeddings")
+    page.print(f"requests  {found.puts} PUTs, about {found.gets} GETs")
+    for refusal in found.refusals:
+        page.print(f"[red]refused[/]   {refusal}")
+
+
+def _show_preview(page: Console, seen: Preview, recipe: str) -> None:
+    page.print(f"{seen.rows} rows scored at {seen.rows_per_s:.0f} rows/s")
+    for name, share in seen.rules.items():
+        page.print(f"  rule {name}: {share.value:.1%} stay [dim]({share.low:.1%} to {share.high:.1%})[/]")
+    page.print(f"[bold]kept {seen.keep.value:.1%}[/] ({seen.keep.low:.1%} to {seen.keep.high:.1%})")
+    page.print(f"the whole: about {seen.kept_rows} rows, {seen.kept_bytes / 1e6:.1f} MB, {seen.hours:.2f} h of scoring")
+    page.print(f"next: sightloom curate {recipe}")

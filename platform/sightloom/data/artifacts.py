@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 import sightloom
 from sightloom import storage
@@ -18,7 +19,9 @@ from sightloom.data.ledger import list_names, parquet_bytes
 from sightloom.data.measure import COLUMNS
 from sightloom.data.prepare import MANIFEST, Prepared, describe_source
 from sightloom.data.recipe import Recipe
-from sightloom.data.select.choose import Decision
+from sightloom.data.segments import SEGMENT_ROWS
+from sightloom.data.select.choose import Cut, Decision
+from sightloom.data.select.columns import Scored
 from sightloom.data.shards.manifest import FORMAT, Manifest, Shard, Totals
 from sightloom.data.shards.pack import TABLE_COLUMNS
 from sightloom.data.sources.chunks import SourceFile
@@ -38,41 +41,67 @@ OWN_DOCS = {
 def fingerprints(prepared: Prepared, chunks: Sequence[str]) -> dict[str, Any]:
     """Name each step's artifacts by all that decides their content."""
     recipe = prepared.recipe
-    scores = {group.name: group.fingerprint for group in prepared.plan.groups}
+    scores = {group.name: group.fingerprint for group in prepared.groups}
     dedup = digest({"scores": scores, "chunks": sorted(chunks), "config": recipe.dedup})[:12]
     select = digest({"dedup": dedup, "config": recipe.select})[:12]
     plan = digest({"select": select, "config": recipe.pack, "name": recipe.name, "seed": recipe.seed})[:12]
     return {"scores": scores, "dedup": dedup, "select": select, "plan": plan}
 
 
-def write_duplicates(out: str, fingerprint: str, table: pa.Table, duplicates: Duplicates) -> None:
-    """Write the losers once."""
+def write_duplicates(out: str, fingerprint: str, scored: Scored, duplicates: Duplicates) -> None:
+    """Write the losers, a part for each million rows; `done.json` last."""
     folder = storage.join(out, "dedup", fingerprint)
-    if storage.exists(storage.join(folder, "done.json")):
-        return
-    losers = duplicates.table(table.column("uid").combine_chunks())
-    storage.write(storage.join(folder, "dups.parquet", "part-00000.parquet"), parquet_bytes(losers))
-    storage.create(storage.join(folder, "done.json"), canonical_json({"rows": table.num_rows, "dups": losers.num_rows}))
+    uids = scored.read(["uid"]).column("uid").combine_chunks()
+    losers = duplicates.table(uids).append_column("of_row", pa.array(duplicates.winners, pa.int64()))
+    for number, (first, last) in enumerate(parts_of(scored.num_rows)):
+        low, high = np.searchsorted(duplicates.rows, [first, last])
+        part = losers.slice(low, high - low)
+        storage.write(storage.join(folder, "dups.parquet", f"part-{number:05d}.parquet"), parquet_bytes(part))
+    storage.create(
+        storage.join(folder, "done.json"), canonical_json({"rows": scored.num_rows, "dups": losers.num_rows})
+    )
 
 
-def write_decision(out: str, fingerprint: str, table: pa.Table, decision: Decision) -> None:
-    """Write the decision, the kept uids in DataComp's form, and the summary."""
+def read_duplicates(out: str, fingerprint: str) -> Duplicates | None:
+    """Return the losers as they were written; None where that was not done."""
+    folder = storage.join(out, "dedup", fingerprint)
+    if not storage.exists(storage.join(folder, "done.json")):
+        return None
+    rows = storage.read_json(storage.join(folder, "done.json"))["rows"]
+    table = _read_parts(storage.join(folder, "dups.parquet"), rows)
+    found = [table.column(name).to_numpy(zero_copy_only=False) for name in ("row", "of_row")]
+    return Duplicates(found[0], tuple(table.column("reason").to_pylist()), found[1])
+
+
+def write_decision(out: str, fingerprint: str, table: pa.Table, decision: Decision, derived: Sequence[str]) -> None:
+    """Write the decision, the kept uids in DataComp's form, and last the summary.
+
+    Args:
+        out: the curation's folder.
+        fingerprint: of the selection.
+        table: `uid, domain` and the derived columns of all rows [N].
+        decision: about the same rows.
+        derived: names of the derived columns, which are stored beside the decision.
+    """
     folder = storage.join(out, "select", fingerprint)
-    if storage.exists(storage.join(folder, "summary.json")):
-        return
-    columns = {
-        "uid": table.column("uid"),
-        "keep": pa.array(decision.keep),
-        "reason": pa.array(list(decision.reason), pa.string()),
-        "fails": pa.array(decision.fails),
-        "copies": pa.array(decision.keep.astype(np.int16)),
-        "domain": table.column("domain"),
-    }
-    storage.write(storage.join(folder, "decision.parquet", "part-00000.parquet"), parquet_bytes(pa.table(columns)))
+    for number, (first, last) in enumerate(parts_of(table.num_rows)):
+        rows, part = slice(first, last), table.slice(first, last - first)
+        columns = {
+            "uid": part.column("uid"),
+            "keep": pa.array(decision.keep[rows]),
+            "reason": pa.array(list(decision.reason[rows]), pa.string()),
+            "fails": pa.array(decision.fails[rows]),
+            "copies": pa.array(decision.keep[rows].astype(np.int16)),
+            "domain": part.column("domain"),
+            **{name: part.column(name) for name in derived},
+        }
+        data = parquet_bytes(pa.table(columns))
+        storage.write(storage.join(folder, "decision.parquet", f"part-{number:05d}.parquet"), data)
     high, low = uid_halves(table.column("uid").filter(pa.array(decision.keep)))
-    subset = np.sort(np.array(list(zip(high, low, strict=True)), dtype=[("f0", "<u8"), ("f1", "<u8")]))
+    subset = np.empty(len(high), dtype=[("f0", "<u8"), ("f1", "<u8")])
+    subset["f0"], subset["f1"] = high, low
     buffer = io.BytesIO()
-    np.save(buffer, subset)
+    np.save(buffer, subset[np.lexsort((low, high))])
     storage.write(storage.join(folder, "subset.npy"), buffer.getvalue())
     summary = {
         "rows_in": table.num_rows,
@@ -85,11 +114,49 @@ def write_decision(out: str, fingerprint: str, table: pa.Table, decision: Decisi
     storage.create(storage.join(folder, "summary.json"), canonical_json(summary))
 
 
+def read_decision(out: str, fingerprint: str) -> Decision | None:
+    """Return the decision as it was written; None where that was not done."""
+    folder = storage.join(out, "select", fingerprint)
+    if not storage.exists(storage.join(folder, "summary.json")):
+        return None
+    summary = storage.read_json(storage.join(folder, "summary.json"))
+    table = _read_parts(storage.join(folder, "decision.parquet"), summary["rows_in"], ["keep", "reason", "fails"])
+    reason = np.empty(table.num_rows, dtype=object)
+    reason[:] = table.column("reason").to_pylist()
+    return Decision(
+        table.column("keep").to_numpy(zero_copy_only=False),
+        reason,
+        table.column("fails").to_numpy(),
+        tuple(Cut(**cut) for cut in summary["cuts"]),
+        summary["alone"],
+    )
+
+
+def read_derived(out: str, fingerprint: str, rows: int, names: Sequence[str]) -> pa.Table:
+    """Return derived columns of all rows, as the decision keeps them."""
+    return _read_parts(storage.join(out, "select", fingerprint, "decision.parquet"), rows, list(names))
+
+
+def parts_of(rows: int) -> list[tuple[int, int]]:
+    """Cut N rows into parts of a million."""
+    return [(first, min(rows, first + SEGMENT_ROWS)) for first in range(0, max(1, rows), SEGMENT_ROWS)]
+
+
+def _read_parts(folder: str, rows: int, columns: list[str] | None = None) -> pa.Table:
+    tables = []
+    for number in range(len(parts_of(rows))):
+        with storage.open_read(storage.join(folder, f"part-{number:05d}.parquet")) as file:
+            tables.append(pq.ParquetFile(file).read(columns=columns))
+    return pa.concat_tables(tables)
+
+
 def write_plan(out: str, fingerprint: str, planned: pa.Table) -> str:
     """Write the packing plan and return its folder."""
     folder = storage.join(out, "plan", fingerprint)
-    data = parquet_bytes(planned.select(list(PLAN_COLUMNS)))
-    storage.write(storage.join(folder, "plan.parquet", "part-00000.parquet"), data)
+    named = planned.select(list(PLAN_COLUMNS))
+    for number, (first, last) in enumerate(parts_of(planned.num_rows)):
+        data = parquet_bytes(named.slice(first, last - first))
+        storage.write(storage.join(folder, "plan.parquet", f"part-{number:05d}.parquet"), data)
     return folder
 
 

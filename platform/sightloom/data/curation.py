@@ -6,71 +6,62 @@ the manifest is written last. Killed anywhere, the same command goes on and ends
 
 from __future__ import annotations
 
-import json
-import pickle
-import time
-import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
-import ray
-import ray.data
 
 from sightloom import runtime, storage
 from sightloom.config import canonical_json
-from sightloom.data import artifacts
-from sightloom.data.dedup.duplicates import find_duplicates
-from sightloom.data.embedding import Embed
-from sightloom.data.fetch import Staged, stage
+from sightloom.data import artifacts, engine, fetch
+from sightloom.data.dedup.duplicates import Duplicates, columns_needed, find_duplicates
+from sightloom.data.fetch import Inputs
 from sightloom.data.ledger import committed
-from sightloom.data.prepare import MANIFEST, Prepared, prepare, refuse_other, source_files
-from sightloom.data.recipe import Recipe, UrlSource
-from sightloom.data.report import write_report
-from sightloom.data.scoring import Job, jobs, measure_chunk, read
+from sightloom.data.prepare import MANIFEST, Prepared, open_out, prepare, refuse_other, source_files
+from sightloom.data.recipe import Recipe
+from sightloom.data.report import columns_shown, write_report
+from sightloom.data.results import Clock, CurationResult, of_manifest
+from sightloom.data.scoring import Job, jobs
+from sightloom.data.segments import SEGMENT_ROWS, next_compactions, publish, write_segment
 from sightloom.data.select.choose import Decision, choose, with_counts
-from sightloom.data.select.columns import Scored, load
+from sightloom.data.select.columns import FILE, Scored, open_scores
 from sightloom.data.shards.manifest import Manifest
-from sightloom.data.shards.pack import ShardJob, build
-from sightloom.data.shards.plan import plan_shards
+from sightloom.data.shards.pack import TABLE_COLUMNS, ShardJob, build
+from sightloom.data.shards.plan import plan_shards, shard_slices
 from sightloom.data.sources.chunks import SourceFile
 from sightloom.errors import SightloomError, UserMistake
-from sightloom.progress import Progress
+from sightloom.progress import Progress, Step
 
 if TYPE_CHECKING:
     from sightloom.tracking import Tracker
 
-READ_CPUS, MEASURE_CPUS, EMBED_CPUS = 0.25, 0.75, 0.25  # on two cores: two chunks measured beside reader and scorer
+__all__ = ["CurationResult", "Settings", "curate"]
+
+PACKED = ("uid", "src", "src_pos", "src_offset", "src_size", "payload_bytes", *TABLE_COLUMNS, FILE)
+COUNTED = "text_count"
 
 
 @dataclass(frozen=True)
-class CurationResult:
-    """What became of every row, and where the shards are."""
+class Settings:
+    """How one run behaves; nothing here decides what the shards hold.
 
-    manifest: str
-    rows_in: int
-    kept: int
-    dropped: dict[str, int]
-    failed: int
-    shards: int
-    samples_per_s: float
-    report: str
-    seconds: dict[str, float]
+    Attributes:
+        replace: replace finished shards of another recipe under the same name.
+        retry_failed: reasons (`*`: all) for which URLs that were not fetched are tried again; None = none.
+        part: (i, n): score only the i-th of n parts of the files, i from 1.
+        single_writer: do without the store's conditional puts.
+        ray: the cluster to join, or `local` to start one here (if this process has none yet).
+    """
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the result as every command prints it."""
-        names = ("manifest", "rows_in", "kept", "dropped", "failed", "shards", "samples_per_s")
-        return {name: getattr(self, name) for name in names}
+    replace: bool = False
+    retry_failed: tuple[str, ...] | None = None
+    part: tuple[int, int] | None = None
+    single_writer: bool = False
+    ray: str = runtime.LOCAL
 
 
 def curate(
-    recipe: Recipe,
-    progress: Progress,
-    tracker: Tracker | None = None,
-    replace: bool = False,
-    ray_address: str = runtime.LOCAL,
+    recipe: Recipe, progress: Progress, tracker: Tracker | None = None, settings: Settings = Settings()
 ) -> CurationResult:
     """Turn a recipe's sources into verified shards.
 
@@ -78,61 +69,84 @@ def curate(
         recipe: what to do; `recipe.out` holds all artifacts.
         progress: where to say how far it is.
         tracker: logs one run with parameters, counts and the page, if given.
-        replace: replace finished shards of another recipe under the same name.
-        ray_address: used when this process has no Ray yet, once the recipe and its sources proved sound.
+        settings: of this run.
 
     Raises:
         UserMistake: the recipe cannot work as given, or would overwrite another's shards.
         SightloomError: something failed on the way; the same command goes on from the last commit.
     """
-    prepared = prepare(recipe, replace)
-    recipe = prepared.recipe
-    listed = source_files(recipe)
-    runtime.connect(ray_address)
-    clock = _Clock()
-    staged = _stage(recipe, progress)
+    clock = Clock()
+    prepared = prepare(recipe, settings.replace)
+    open_out(prepared, settings.single_writer)
+    source_files(prepared.recipe)  # a source that cannot be listed is found before a Ray is started
+    runtime.connect(settings.ray)
+    inputs = fetch_urls(prepared, progress, settings)
     clock.lap("fetch")
-    per_source = [own or fetched for own, fetched in zip(listed, staged.files, strict=True)]
-    files = [file for group in per_source for file in group]
-    scored = score(prepared, files, progress)
+    scored = score(prepared, inputs, progress)
     clock.lap("score")
-    fingerprints = artifacts.fingerprints(prepared, scored.chunks)
-    table = with_counts(scored.table)
-    duplicates = find_duplicates(table, recipe.dedup)
-    artifacts.write_duplicates(recipe.out, fingerprints["dedup"], table, duplicates)
+    duplicates = dedup(prepared, scored, progress)
     clock.lap("dedup")
-    table, decision = choose(table, duplicates, prepared.selection)
-    artifacts.write_decision(recipe.out, fingerprints["select"], table, decision)
+    decision = select(prepared, scored, duplicates, progress)
     clock.lap("select")
-    manifest = pack(prepared, per_source, table, decision, staged.dropped, fingerprints, replace, progress)
+    manifest = pack(prepared, inputs, scored, decision, settings.replace, progress)
     clock.lap("pack")
-    with progress.step("report"):
-        page = write_report(prepared, scored, table, duplicates, decision, manifest, files, clock.seconds)
+    page = report(prepared, inputs, scored, duplicates, decision, manifest, clock.seconds, progress)
     clock.lap("report")
-    totals = manifest.totals
-    result = CurationResult(
-        manifest=manifest.uri,
-        rows_in=totals.rows_in,
-        kept=totals.kept,
-        dropped=totals.dropped,
-        failed=totals.failed,
-        shards=len(manifest.shards),
-        samples_per_s=round(totals.rows_in / clock.total, 2),
-        report=page,
-        seconds=clock.seconds,
-    )
+    result = of_manifest(manifest, page, clock)
     if tracker is not None:
         artifacts.track(tracker, prepared, manifest, result.to_json(), page)
     return result
 
 
-def score(prepared: Prepared, files: list[SourceFile], progress: Progress) -> Scored:
-    """Measure and score every chunk that is not committed, and return the columns of all rows."""
-    groups = prepared.plan.groups
-    missing = jobs(files, [committed(group) for group in groups])
+def fetch_urls(prepared: Prepared, progress: Progress, settings: Settings) -> Inputs:
+    """Download the sources that are lists of URLs, one Ray task a chunk, and list all files."""
+    slots = engine.host_slots(prepared.recipe)
+    fetch.stage(prepared.recipe, slots, engine.run_tasks, progress, settings.retry_failed)
+    return fetch.inputs(prepared.recipe)
+
+
+def score(prepared: Prepared, inputs: Inputs, progress: Progress, part: tuple[int, int] | None = None) -> Scored:
+    """Measure and score every chunk that is not committed, compact the fragments, and open the rows' columns.
+
+    Args:
+        prepared: what to do.
+        inputs: the files.
+        progress: where to say how far it is.
+        part: score only the i-th of n parts; what other parts miss is an error that says so.
+    """
+    files = inputs.files
+    ours = [file for file in files if part is None or int(file.file_id, 16) % part[1] == part[0] - 1]
     with progress.step("score", unit="rows") as step:
-        problems: list[dict[str, Any]] = []
-        for header in _run(prepared, missing):
+        for careful in (False, True):  # a chunk whose measuring died is done once more, sample by sample
+            _score_missing(prepared, ours, files, careful, step)
+            lost = _missing(prepared, ours)
+            if not lost:
+                break
+        if lost:
+            names = ", ".join(f"'{job.file.uri}'" for job in lost[:3])
+            raise SightloomError(
+                f"{len(lost)} files could not be scored wholly: {names}", "run the same command again to go on"
+            )
+        compact(prepared, files, 0)
+    return scored_rows(prepared, inputs)
+
+
+def scored_rows(prepared: Prepared, inputs: Inputs) -> Scored:
+    """Open the rows of a finished `score`; SightloomError where it is not finished."""
+    groups = prepared.groups
+    return open_scores(inputs.files, groups, [committed(group) for group in groups])
+
+
+def _missing(prepared: Prepared, files: list[SourceFile]) -> list[Job]:
+    return jobs(files, [committed(group) for group in prepared.plan.groups])
+
+
+def _score_missing(
+    prepared: Prepared, ours: list[SourceFile], files: list[SourceFile], careful: bool, step: Step
+) -> None:
+    problems: list[dict[str, Any]] = []
+    for wave in engine.run_waves(prepared, _missing(prepared, ours), careful):
+        for header in wave:
             if "problem" in header:
                 problems.append(header)
             else:
@@ -141,86 +155,90 @@ def score(prepared: Prepared, files: list[SourceFile], progress: Progress) -> Sc
             more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
             kind = UserMistake if all(problem["mistake"] for problem in problems) else SightloomError
             raise kind(problems[0]["problem"] + more, problems[0]["hint"])
-        return load(files, groups, [committed(group) for group in groups])
+        compact(prepared, files, SEGMENT_ROWS)
 
 
-def _run(prepared: Prepared, missing: list[Job]) -> Iterator[dict[str, Any]]:
-    """Run the three stages on Ray Data; one row is one chunk. Yields the header of each finished chunk."""
-    if not missing:
-        return
-    workers, plan = prepared.recipe.score.workers, prepared.plan
-    rows = ray.data.from_items(
-        [{"job": pickle.dumps(job)} for job in missing], override_num_blocks=min(len(missing), 2000)
-    )
-    rows.context.target_max_block_size = 1
-    rows.context.target_min_block_size = 1
-    rows.context.max_errored_blocks = -1
-    rows.context.enable_progress_bars = False
-    rows.context.print_on_execution_start = False
-    rows.context.issue_detectors_config.detectors = []
-    with warnings.catch_warnings():  # Ray 2.60 has no other way to say max_retries, and warns that this one will go
-        warnings.simplefilter("ignore", DeprecationWarning)
-        rows = rows.flat_map(read, num_cpus=READ_CPUS, max_retries=2)
-        rows = rows.map(measure_chunk, fn_kwargs={"plan": plan}, num_cpus=MEASURE_CPUS, max_retries=2)
-    if prepared.specs:
-        gpus = int(ray.cluster_resources().get("GPU", 0)) if workers.gpus == "auto" else workers.gpus
-        actors = max(1, gpus) if workers.scorers == "auto" else workers.scorers
-        cores = max(1, int(ray.cluster_resources().get("CPU", 1)))
-        threads = max(1, cores // actors) if workers.threads == "auto" else workers.threads
-        rows = rows.map(
-            Embed,
-            fn_constructor_args=(plan, prepared.specs, "cuda" if gpus else "cpu", threads),
-            compute=ray.data.ActorPoolStrategy(size=actors),
-            num_cpus=EMBED_CPUS,
-            num_gpus=1 if gpus else None,
-        )
-    for row in rows.iter_rows():
-        yield json.loads(row["header"])
+def compact(prepared: Prepared, files: list[SourceFile], at_least: int) -> None:
+    """Compact what waits, if it is at least so many rows; another run may do the same at the same time."""
+    groups, order = prepared.groups, [file.file_id for file in files]
+    while works := next_compactions(groups, [committed(group) for group in groups], order, at_least):
+        written = {work: content for work, content in engine.run_tasks(write_segment, works, 1.0)}
+        lost: set[str] = set()
+        for work in works:
+            if work.group.name in lost or not publish(work.group, written[work]):
+                lost.add(work.group.name)  # another run made that number: what follows is planned anew
+
+
+def dedup(prepared: Prepared, scored: Scored, progress: Progress) -> Duplicates:
+    """Find the duplicates, once."""
+    out, fingerprint = prepared.recipe.out, artifacts.fingerprints(prepared, scored.chunks)["dedup"]
+    found = artifacts.read_duplicates(out, fingerprint)
+    if found is None:
+        with progress.step("dedup", total=scored.num_rows, unit="rows") as step:
+            config = prepared.recipe.dedup
+            found = find_duplicates(scored.read(columns_needed(config)), config)
+            artifacts.write_duplicates(out, fingerprint, scored, found)
+            step.advance(scored.num_rows)
+    return found
+
+
+def select(prepared: Prepared, scored: Scored, duplicates: Duplicates, progress: Progress) -> Decision:
+    """Decide about every row, once."""
+    out, fingerprint = prepared.recipe.out, artifacts.fingerprints(prepared, scored.chunks)["select"]
+    decision = artifacts.read_decision(out, fingerprint)
+    if decision is None:
+        with progress.step("select", total=scored.num_rows, unit="rows") as step:
+            table = columns_of(scored, prepared.selection.needs)
+            table, decision = choose(table, duplicates, prepared.selection)
+            artifacts.write_decision(out, fingerprint, table, decision, tuple(prepared.recipe.select.derive))
+            step.advance(scored.num_rows)
+    return decision
+
+
+def columns_of(scored: Scored, names: tuple[str, ...]) -> pa.Table:
+    """Read columns of all rows; `text_count` is computed where it is asked for."""
+    if COUNTED not in names:
+        return scored.read(names)
+    counted = with_counts(scored.read(["text_hash", "status", "kind"])).column(COUNTED)
+    return scored.read([name for name in names if name != COUNTED]).append_column(COUNTED, counted)
 
 
 def pack(
-    prepared: Prepared,
-    per_source: list[list[SourceFile]],
-    table: pa.Table,
-    decision: Decision,
-    not_fetched: dict[str, int],
-    fingerprints: dict[str, Any],
-    replace: bool,
-    progress: Progress,
+    prepared: Prepared, inputs: Inputs, scored: Scored, decision: Decision, replace: bool, progress: Progress
 ) -> Manifest:
     """Build the shards that are not committed, one Ray task each, and write the manifest last."""
     recipe, folder = prepared.recipe, prepared.shard_folder
-    finished = None if replace else refuse_other(prepared, fingerprints["plan"])
+    fingerprints = artifacts.fingerprints(prepared, scored.chunks)
+    finished = refuse_other(prepared, fingerprints["plan"], replace)
     if finished is not None:
         return finished
-    storage.delete(storage.join(folder, MANIFEST))
-    scores = (*(spec.column for spec in prepared.specs), *recipe.select.derive)
-    planned = plan_shards(table.filter(pa.array(decision.keep)), recipe.pack, recipe.seed, len(scores))
+    scores = (*prepared.columns_of_scores, *recipe.select.derive)
+    kept = scored.read((*PACKED, *prepared.columns_of_scores), decision.keep)
+    derived = artifacts.read_derived(recipe.out, fingerprints["select"], scored.num_rows, tuple(recipe.select.derive))
+    for name in recipe.select.derive:
+        kept = kept.append_column(name, derived.column(name).filter(pa.array(decision.keep)))
+    planned = plan_shards(kept, recipe.pack, recipe.seed, len(scores))
     plan_folder = artifacts.write_plan(recipe.out, fingerprints["plan"], planned)
-    artifacts.forget_other_plans(recipe, fingerprints["plan"])
-    num_shards = 1 + max(planned.column("shard").to_pylist(), default=-1)
-    ordered = sorted((file for group in per_source for file in group), key=lambda file: (file.uri, file.file_id))
-    entries: dict[int, dict[str, Any]] = {}
-    waiting: dict[Any, int] = {}
-    task = ray.remote(num_cpus=1, max_retries=2)(build)
-    with progress.step("pack", total=num_shards, unit="shards") as step:
-        for number in range(num_shards):
-            rows = planned.filter(pc.equal(planned.column("shard"), number))
-            name = f"{recipe.name}-{number:06d}"
-            commit_uri = storage.join(plan_folder, "commit", f"{name}.json")
-            if storage.exists(commit_uri) and storage.exists(storage.join(folder, f"{name}.tar")):
-                entries[number] = storage.read_json(commit_uri)
-                step.advance()
-                continue
-            needed = {place: ordered[place] for place in set(rows.column("_file").to_pylist())}
-            waiting[task.remote(ShardJob(name, rows, needed, scores, folder, commit_uri))] = number
-        while waiting:
-            (ready,), _ = ray.wait(list(waiting), num_returns=1)
-            entries[waiting.pop(ready)] = _result(ready)
+    if replace:
+        storage.delete(storage.join(folder, MANIFEST))
+        artifacts.forget_other_plans(recipe, fingerprints["plan"])
+    entries: dict[str, dict[str, Any]] = {}
+    waiting: list[ShardJob] = []
+    for number, rows in enumerate(shard_slices(planned)):
+        name = f"{recipe.name}-{number:06d}"
+        commit_uri = storage.join(plan_folder, "commit", f"{name}.json")
+        if storage.exists(commit_uri) and storage.exists(storage.join(folder, f"{name}.tar")):
+            entries[name] = storage.read_json(commit_uri)
+        else:
+            needed = {place: inputs.files[place] for place in set(rows.column(FILE).to_pylist())}
+            waiting.append(ShardJob(name, rows, needed, scores, folder, commit_uri))
+    with progress.step("pack", total=len(entries) + len(waiting), unit="shards") as step:
+        step.advance(len(entries))
+        for job, entry in engine.run_tasks(build, waiting, 1.0):
+            entries[job.name] = entry
             step.advance()
-    manifest = artifacts.make_manifest(
-        prepared, per_source, decision, not_fetched, fingerprints, [entries[number] for number in range(num_shards)]
-    )
+    ordered = [entries[name] for name in sorted(entries)]
+    manifest = artifacts.make_manifest(prepared, inputs.per_source, decision, inputs.not_fetched, fingerprints, ordered)
     sizes = {entry.name: entry.samples for entry in manifest.shards}
     storage.write(storage.join(folder, "sizes.json"), canonical_json(sizes))
     artifacts.delete_strangers(folder, manifest)
@@ -228,35 +246,21 @@ def pack(
     return manifest
 
 
-def _result(reference: Any) -> dict[str, Any]:
-    """Return a task's result; our own errors come out as they were raised."""
-    try:
-        entry: dict[str, Any] = ray.get(reference)
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, SightloomError):
-            raise error.cause from None
-        raise
-    return entry
-
-
-def _stage(recipe: Recipe, progress: Progress) -> Staged:
-    """Download the sources that are lists of URLs, one Ray task a chunk."""
-    if not any(isinstance(source, UrlSource) for source in recipe.source):
-        return Staged([[] for _ in recipe.source], {})
-    return stage(recipe, lambda function: ray.remote(num_cpus=0.5, max_retries=2)(function).remote, _result, progress)
-
-
-class _Clock:
-    """Seconds of each step."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._start = self._last = time.monotonic()
-
-    def lap(self, name: str) -> None:
-        now = time.monotonic()
-        self.seconds[name], self._last = round(now - self._last, 3), now
-
-    @property
-    def total(self) -> float:
-        return time.monotonic() - self._start
+def report(
+    prepared: Prepared,
+    inputs: Inputs,
+    scored: Scored,
+    duplicates: Duplicates,
+    decision: Decision,
+    manifest: Manifest,
+    seconds: dict[str, float],
+    progress: Progress,
+) -> str:
+    """Write the page and its figures, once; return the page's address."""
+    with progress.step("report"):
+        derived = tuple(prepared.recipe.select.derive)
+        table = scored.read(columns_shown(prepared))
+        kept = artifacts.read_derived(prepared.recipe.out, manifest.fingerprints["select"], scored.num_rows, derived)
+        for name in derived:
+            table = table.append_column(name, kept.column(name))
+        return write_report(prepared, scored, table, duplicates, decision, manifest, inputs.files, seconds)

@@ -20,7 +20,7 @@ from sightloom import storage
 from sightloom.config import canonical_json, digest
 from sightloom.errors import SightloomError, UserMistake
 
-_COMMIT = re.compile(r"([0-9a-f]{16})-(\d{5})(\.last)?\.json$")
+_COMMIT = re.compile(r"([0-9a-f]{16})-(\d{5,})(\.last)?\.json$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +61,14 @@ NOTHING = FileState(frozenset(), None)
 
 def committed(group: Group) -> dict[str, FileState]:
     """Return the state of every file that has commits in a group."""
+    return committed_in(storage.join(group.folder, "commit"))
+
+
+def committed_in(folder: str) -> dict[str, FileState]:
+    """Return the state of every file that has commits in a folder: `<file id>-<k>.json`, the last `….last.json`."""
     chunks: dict[str, set[int]] = {}
     last: dict[str, int] = {}
-    for name in list_names(storage.join(group.folder, "commit")):
+    for name in storage.names(folder):
         match = _COMMIT.search(name)
         if match:
             chunks.setdefault(match[1], set()).add(int(match[2]))
@@ -109,7 +114,7 @@ def commit(group: Group, chunk_id: str, is_last: bool, table: pa.Table, facts: d
         "attempt": attempt,
         **facts,
     }
-    path = storage.join(group.folder, "commit", chunk_id + (".last.json" if is_last else ".json"))
+    path = commit_uri(group, chunk_id, is_last)
     if storage.create(path, canonical_json(record)):
         return True
     winner: dict[str, Any] = storage.read_json(path)
@@ -118,13 +123,32 @@ def commit(group: Group, chunk_id: str, is_last: bool, table: pa.Table, facts: d
 
 def read_chunk(group: Group, chunk_id: str, is_last: bool) -> tuple[pa.Table, dict[str, Any]]:
     """Return a committed chunk's fragment and its commit; SightloomError if the fragment is gone or cut."""
-    path = storage.join(group.folder, "commit", chunk_id + (".last.json" if is_last else ".json"))
-    record: dict[str, Any] = json.loads(storage.read_bytes(path))
+    record = read_commit(group, chunk_id, is_last)
+    return read_fragment(group, record), record
+
+
+def commit_uri(group: Group, chunk_id: str, is_last: bool) -> str:
+    """Return the address of a chunk's commit."""
+    return storage.join(group.folder, "commit", chunk_id + (".last.json" if is_last else ".json"))
+
+
+def read_commit(group: Group, chunk_id: str, is_last: bool) -> dict[str, Any]:
+    """Return what a chunk's commit says."""
+    record: dict[str, Any] = json.loads(storage.read_bytes(commit_uri(group, chunk_id, is_last)))
+    return record
+
+
+def read_fragment(group: Group, record: dict[str, Any]) -> pa.Table:
+    """Return the fragment that a commit names; SightloomError if it is gone or cut."""
     uri = storage.join(group.folder, record["fragment"])
-    data = storage.read_bytes(uri)
+    try:
+        data = storage.read_bytes(uri)
+    except UserMistake:
+        data = b""
     if len(data) != record["bytes"]:
+        path = commit_uri(group, record["chunk"], record["last"])
         raise SightloomError(f"'{uri}' has {len(data)} bytes, its commit says {record['bytes']}", f"delete '{path}'")
-    return pq.read_table(io.BytesIO(data)), record
+    return pq.read_table(io.BytesIO(data))
 
 
 def parquet_bytes(table: pa.Table) -> bytes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +20,7 @@ from sightloom.data.signals.picture import hash_inputs, perceptual_hashes, pictu
 from sightloom.data.sources.records import OK, find
 
 VERSION = 1
+INTERNAL = "internal_error"
 TEXT_KEPT = 1000
 ARROW_TYPES: dict[KeptType, pa.DataType] = {
     "float32": pa.float32(),
@@ -83,7 +84,7 @@ class Measured:
 
 
 @dataclass(slots=True)
-class _Pictures:
+class Pictures:
     """The distinct pictures of a chunk."""
 
     facts: list[dict[str, Any]] = field(default_factory=list)
@@ -93,6 +94,12 @@ class _Pictures:
     crops: list[list[Any]] = field(default_factory=list)
 
 
+def trusting(data: bytes) -> str | None:
+    """Let every picture be decoded."""
+    del data
+    return None
+
+
 def measure(
     records: pa.Table,
     src: str,
@@ -100,6 +107,7 @@ def measure(
     keep_fields: dict[str, KeptType],
     specs: Sequence[CropSpec],
     crop_kinds: frozenset[str],
+    danger: Callable[[bytes], str | None] = trusting,
 ) -> Measured:
     """Compute the base columns of a chunk.
 
@@ -110,8 +118,9 @@ def measure(
         keep_fields: source fields that become columns `src_<name>`.
         specs: the crops to make.
         crop_kinds: the kinds of record that are to be scored.
+        danger: says why a picture must not be decoded here, if it must not: it becomes `internal_error`.
     """
-    pictures, known = _Pictures(), dict[str, int | tuple[str, str]]()
+    pictures, known = Pictures(), dict[str, int | tuple[str, str]]()
     rows = [dict.fromkeys(COLUMNS) for _ in range(records.num_rows)]
     chosen: list[tuple[int, int]] = []
     texts: list[str] = []
@@ -121,7 +130,8 @@ def measure(
         if record["image"]:
             sha256 = str(row["sha256"])
             if record["status"] == OK and sha256 not in known:
-                known[sha256] = _look(record["image"], limits, pictures, specs)
+                refusal = danger(record["image"])
+                known[sha256] = (INTERNAL, refusal[:300]) if refusal else look(record["image"], limits, pictures, specs)
             found = known.get(sha256)
             if isinstance(found, int) and record["status"] == OK:
                 row.update(pictures.facts[found], _picture=found)
@@ -171,7 +181,7 @@ def _identity(record: dict[str, Any], src: str) -> dict[str, Any]:
     }
 
 
-def _look(data: bytes, limits: DecodeLimits, pictures: _Pictures, specs: Sequence[CropSpec]) -> int | tuple[str, str]:
+def look(data: bytes, limits: DecodeLimits, pictures: Pictures, specs: Sequence[CropSpec]) -> int | tuple[str, str]:
     """Decode one picture and keep what is needed of it: its number, or (status, detail)."""
     try:
         decoded = decode(data, limits)
@@ -197,7 +207,7 @@ def _look(data: bytes, limits: DecodeLimits, pictures: _Pictures, specs: Sequenc
     return len(pictures.facts) - 1
 
 
-def _fill_hashes(rows: list[dict[str, Any]], pictures: _Pictures) -> None:
+def _fill_hashes(rows: list[dict[str, Any]], pictures: Pictures) -> None:
     if not pictures.facts:
         return
     short = perceptual_hashes(np.stack(pictures.coarse), 8)

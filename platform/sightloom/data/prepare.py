@@ -30,6 +30,12 @@ class Prepared:
     specs: tuple[ClipSpec, ...]
     plan: ScorePlan
     selection: Compiled
+    base_config: dict[str, Any]
+
+    @property
+    def groups(self) -> tuple[Group, ...]:
+        """All groups of columns, base first."""
+        return self.plan.groups
 
     @property
     def shard_folder(self) -> str:
@@ -48,16 +54,20 @@ class Prepared:
         types |= {f"src_{name}": kind for name, kind in self.plan.keep_fields.items()}
         return types | {spec.column: "float" for spec in self.specs}
 
+    def store_bytes(self, measuring: int, actors: int) -> int:
+        """Return what Ray's object store must hold: the cut pictures of all chunks that are under way at once."""
+        row = sum(3 * crop.side**2 for crop in self.plan.crops)
+        return (measuring + 2 * actors) * self.recipe.score.chunk_rows * row
+
 
 def prepare(recipe: Recipe, replace: bool) -> Prepared:
-    """Check a recipe against the world; UserMistake says what is wrong.
+    """Check a recipe against the world, and write nothing; UserMistake says what is wrong.
 
     Args:
         recipe: as given.
         replace: whether shards of another recipe under the same name may be replaced.
     """
     recipe = _absolute(recipe)
-    storage.ensure_writable(recipe.out)
     identity = recipe_identity(recipe)
     specs = tuple(resolve(scorer) for scorer in recipe.score.clip)
     keep: dict[str, KeptType] = {}
@@ -80,16 +90,30 @@ def prepare(recipe: Recipe, replace: bool) -> Prepared:
         recipe.score.decode,
         keep,
     )
-    prepared = Prepared(recipe, identity, specs, plan, compile_selection(recipe.select, list(_columns(keep, specs))))
+    selection = compile_selection(recipe.select, list(_columns(keep, specs)))
+    prepared = Prepared(recipe, identity, specs, plan, selection, base_config)
     preferred = recipe.dedup.prefer
     if preferred is not None and preferred not in prepared.columns:
         raise UserMistake(f"dedup.prefer names no column '{preferred}'", f"have: {', '.join(sorted(prepared.columns))}")
     if not replace:
         refuse_other(prepared, None)
-    base.describe(base_config, {name: str(kind) for name, (kind, _) in COLUMNS.items()})
-    for group, spec in zip(clips, specs, strict=True):
-        group.describe(spec.identity(), {spec.column: "float"})
     return prepared
+
+
+def open_out(prepared: Prepared, single_writer: bool) -> None:
+    """Prove that OUT can be written, and say there what each group of columns is.
+
+    Args:
+        prepared: the recipe.
+        single_writer: do without the store's conditional puts: the user sees to it that nobody else writes.
+    """
+    out = prepared.recipe.out
+    storage.ensure_writable(out)
+    if not single_writer:
+        storage.ensure_exclusive(out)
+    prepared.plan.base.describe(prepared.base_config, {name: str(kind) for name, (kind, _) in COLUMNS.items()})
+    for group, spec in zip(prepared.plan.clips, prepared.specs, strict=True):
+        group.describe(spec.identity(), {spec.column: "float"})
 
 
 def _columns(keep: dict[str, KeptType], specs: tuple[ClipSpec, ...]) -> list[str]:
@@ -106,17 +130,21 @@ def recipe_identity(recipe: Recipe) -> dict[str, Any]:
     return identity
 
 
-def refuse_other(prepared: Prepared, plan_fingerprint: str | None) -> Manifest | None:
+def refuse_other(prepared: Prepared, plan_fingerprint: str | None, replace: bool = False) -> Manifest | None:
     """Return the finished manifest of this very recipe, None if there is none; UserMistake if it is another's.
 
     Args:
         prepared: the recipe.
         plan_fingerprint: of this run's plan once it is known; before, only the recipes are compared.
+        replace: another's manifest may be replaced: it is as if there were none.
     """
     uri = storage.join(prepared.shard_folder, MANIFEST)
     if not storage.exists(uri):
         return None
     manifest = read_manifest(uri)
+    if replace:
+        same = manifest.recipe == prepared.identity and manifest.fingerprints.get("plan") == plan_fingerprint
+        return manifest if same else None
     where = f"the shards at '{prepared.shard_folder}' were made"
     todo = "choose another name, or give --replace"
     before, now = flatten(manifest.recipe), flatten(prepared.identity)

@@ -16,8 +16,28 @@ COLUMN_PATTERN = r"^[a-z][a-z0-9_]{0,39}$"
 KeptType = Literal["float32", "float64", "int64", "string", "bool"]
 
 FieldName = Literal[
-    "image", "text", "domain", "uid", "record", "question", "answer", "options", "reasoning", "task", "id", "url"
+    "image",
+    "text",
+    "domain",
+    "uid",
+    "record",
+    "question",
+    "answer",
+    "options",
+    "reasoning",
+    "task",
+    "id",
+    "url",
+    "sha256",
 ]
+
+
+class Resize(Frozen):
+    """Pictures with a larger side are made smaller as they arrive, and written as JPEG; none is enlarged."""
+
+    side: int = Field(ge=16)
+    mode: Literal["short_side", "long_side"] = "short_side"
+    quality: int = Field(default=95, ge=1, le=100)
 
 
 class FetchConfig(Frozen):
@@ -33,6 +53,7 @@ class FetchConfig(Frozen):
     tries: int = Field(default=3, ge=1)
     chunk_rows: int = Field(default=1000, ge=1, le=10_000)
     robots: bool = True
+    resize: Resize | None = None
 
 
 class SourceBase(Frozen):

@@ -6,6 +6,8 @@ carried to the driver.
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import json
 import pickle
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,10 +18,11 @@ import numpy as np
 import pyarrow as pa
 
 from sightloom.data.ledger import NOTHING, FileState, Group, commit
-from sightloom.data.measure import measure
+from sightloom.data.measure import measure, trusting
+from sightloom.data.probe import Probe
 from sightloom.data.recipe import DecodeLimits, KeptType
 from sightloom.data.signals.crops import CropSpec
-from sightloom.data.sources.chunks import SourceFile, read_chunks
+from sightloom.data.sources.chunks import Chunk, SourceFile, read_chunks
 from sightloom.errors import SightloomError, UserMistake
 
 Row = dict[str, Any]  # header: str, payload: bytes
@@ -45,10 +48,14 @@ class ScorePlan:
 
 @dataclass(frozen=True)
 class Job:
-    """One file with missing chunks, and for each group what is committed of it."""
+    """One file with missing chunks, and for each group what is committed of it.
+
+    With `only`, that one of the file's chunks is read, as if it were the file's first and last (a preview's sample).
+    """
 
     file: SourceFile
     states: tuple[FileState, ...]
+    only: int | None = None
 
     @property
     def done_everywhere(self) -> frozenset[int]:
@@ -67,7 +74,8 @@ def read(row: dict[str, Any]) -> Iterator[Row]:
     job: Job = pickle.loads(row["job"])
     header: dict[str, Any] = {"uri": job.file.uri, "version": job.file.version}
     try:
-        for chunk in read_chunks(job.file, job.done_everywhere):
+        chunks = read_chunks(job.file, job.done_everywhere) if job.only is None else _one(job.file, job.only)
+        for chunk in chunks:
             missing = [number for number, state in enumerate(job.states) if chunk.index not in state.chunks]
             facts = {"chunk": job.file.chunk_id(chunk.index), "first": chunk.first, "last": chunk.last}
             yield to_row({**header, **facts, "missing": missing}, chunk.table)
@@ -77,8 +85,22 @@ def read(row: dict[str, Any]) -> Iterator[Row]:
         yield to_row({**header, "problem": f"'{job.file.uri}' cannot be read: {error}", "hint": "", "mistake": False})
 
 
-def measure_chunk(row: Row, plan: ScorePlan) -> Row:
-    """Commit a chunk's base columns and pass on what the scorers need."""
+def _one(file: SourceFile, index: int) -> Iterator[Chunk]:
+    """Yield one chunk of a file as its only one; nothing where the file has fewer."""
+    for chunk in read_chunks(file, frozenset(range(index))):
+        if chunk.index == index:
+            yield dataclasses.replace(chunk, index=0, last=True)
+        return
+
+
+def measure_chunk(row: Row, plan: ScorePlan, careful: bool = False) -> Row:
+    """Commit a chunk's base columns and pass on what the scorers need.
+
+    Args:
+        row: a chunk as `read` yields it.
+        plan: what to measure.
+        careful: look at each picture in a child process first; one that kills it becomes `internal_error`.
+    """
     header = json.loads(row["header"])
     if "problem" in header:
         return row
@@ -86,7 +108,9 @@ def measure_chunk(row: Row, plan: ScorePlan) -> Row:
     try:
         kinds = frozenset(kind for number in scored for kind in plan.clip_kinds[number])
         records = to_table(row["payload"])
-        result = measure(records, header["uri"], plan.limits, plan.keep_fields, plan.crops if scored else (), kinds)
+        specs = plan.crops if scored else ()
+        with Probe(plan.limits, specs) if careful else contextlib.nullcontext(trusting) as danger:
+            result = measure(records, header["uri"], plan.limits, plan.keep_fields, specs, kinds, danger)
         if 0 in header["missing"]:
             source = {"uri": header["uri"], "version": header["version"], "first": header["first"]}
             facts = {"status": result.status, "src": source}

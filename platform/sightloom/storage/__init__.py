@@ -6,6 +6,7 @@ create-only puts use the store's own conditional put (`If-None-Match`).
 
 import contextlib
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -17,12 +18,15 @@ from typing import Any, BinaryIO, cast
 
 from sightloom.errors import SightloomError, UserMistake
 from sightloom.storage.addresses import explained, filesystem, is_local, local_path, remote
-from sightloom.storage.listings import FileInfo, listing
+from sightloom.storage.listings import FileInfo, listing, names, walk
+from sightloom.storage.retries import SteadyFile, create_remote, steady
 
 __all__ = [
     "FileInfo",
+    "building",
     "create",
     "delete",
+    "ensure_exclusive",
     "ensure_writable",
     "exists",
     "filesystem",
@@ -32,6 +36,7 @@ __all__ = [
     "local_copy",
     "local_path",
     "make_folder",
+    "names",
     "open_read",
     "put_file",
     "read_bytes",
@@ -39,6 +44,7 @@ __all__ = [
     "read_text",
     "sha256_file",
     "size",
+    "walk",
     "write",
 ]
 
@@ -56,7 +62,8 @@ def exists(uri: str) -> bool:
         return local_path(uri).exists()
     fs, path = remote(uri)
     fs.invalidate_cache()
-    return bool(fs.exists(path))
+    with explained(uri):
+        return bool(steady(fs.exists, path))
 
 
 def size(uri: str) -> int:
@@ -65,7 +72,7 @@ def size(uri: str) -> int:
         if is_local(uri):
             return local_path(uri).stat().st_size
         fs, path = remote(uri)
-        return int(fs.size(path))
+        return int(steady(fs.size, path))
 
 
 def read_bytes(uri: str, offset: int = 0, length: int | None = None) -> bytes:
@@ -76,7 +83,8 @@ def read_bytes(uri: str, offset: int = 0, length: int | None = None) -> bytes:
                 file.seek(offset)
                 return file.read(-1 if length is None else length)
         fs, path = remote(uri)
-        return bytes(fs.cat_file(path, start=offset or None, end=None if length is None else offset + length))
+        end = None if length is None else offset + length
+        return bytes(steady(fs.cat_file, path, start=offset or None, end=end))
 
 
 def read_text(uri: str) -> str:
@@ -93,12 +101,15 @@ def read_json(uri: str) -> Any:
 
 
 def open_read(uri: str) -> BinaryIO:
-    """Open a file for (streamed, seekable) reading."""
+    """Open a file for (streamed, seekable) reading; a remote one is opened again where a read failed."""
     with explained(uri):
         if is_local(uri):
             return open(local_path(uri), "rb")
         fs, path = remote(uri)
-        return cast(BinaryIO, fs.open(path, "rb"))
+        length = steady(fs.size, path)
+        if length is None:  # a server that does not say how long its answer is
+            return cast(BinaryIO, fs.open(path, "rb"))
+        return cast(BinaryIO, io.BufferedReader(SteadyFile(uri, length, lambda: fs.open(path, "rb")), _COPY_BYTES))
 
 
 def create(uri: str, data: bytes) -> bool:
@@ -109,12 +120,7 @@ def create(uri: str, data: bytes) -> bool:
     """
     with explained(uri):
         if not is_local(uri):
-            fs, path = remote(uri)
-            try:
-                fs.pipe_file(path, data, mode="create")
-            except FileExistsError:
-                return False
-            return True
+            return create_remote(*remote(uri), data)
         target = local_path(uri)
         target.parent.mkdir(parents=True, exist_ok=True)
         with _aside(target) as aside:
@@ -132,7 +138,7 @@ def write(uri: str, data: bytes) -> None:
     with explained(uri):
         if not is_local(uri):
             fs, path = remote(uri)
-            fs.pipe_file(path, data)
+            steady(fs.pipe_file, path, data)
             return
         target = local_path(uri)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -155,11 +161,30 @@ def put_file(local: Path, uri: str) -> None:
                 os.replace(aside, target)
         else:
             fs, path = remote(uri)
-            fs.put_file(str(local), path)
+            steady(fs.put_file, str(local), path)
             fs.invalidate_cache()
         arrived = size(uri)
     if arrived != expected:
         raise SightloomError(f"'{uri}' has {arrived} bytes after the upload of {expected}", "run the command again")
+
+
+@contextlib.contextmanager
+def building(uri: str) -> Iterator[Path]:
+    """A local path to build a new file at; published whole at `uri` when the block ends without an error."""
+    if not is_local(uri):
+        with tempfile.TemporaryDirectory(prefix="sightloom-build-") as scratch, explained(scratch):
+            path = Path(scratch) / uri.rsplit("/", 1)[-1]
+            yield path
+            put_file(path, uri)
+        return
+    target = local_path(uri)
+    with explained(uri):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with _aside(target) as aside:
+            yield aside
+            with open(aside, "rb+") as file:
+                os.fsync(file.fileno())
+            os.replace(aside, target)
 
 
 @contextlib.contextmanager
@@ -172,7 +197,7 @@ def local_copy(uri: str) -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as folder, explained(uri):
         target = Path(folder) / uri.rstrip("/").rsplit("/", 1)[-1]
         fs, path = remote(uri)
-        fs.get_file(path, str(target))
+        steady(fs.get_file, path, str(target))
         yield target
 
 
@@ -187,7 +212,7 @@ def delete(uri: str) -> None:
         return
     fs, path = remote(uri)
     with contextlib.suppress(FileNotFoundError):
-        fs.rm(path, recursive=True)
+        steady(fs.rm, path, recursive=True)
 
 
 def make_folder(uri: str) -> None:
@@ -217,6 +242,21 @@ def ensure_writable(uri: str, free_bytes: int = 0) -> None:
                 f"'{uri}' has {free / 1e9:.1f} GB of free space, {free_bytes / 1e9:.1f} GB are needed",
                 "free some space or choose another folder",
             )
+
+
+def ensure_exclusive(uri: str) -> None:
+    """Prove that a store knows create-only puts, which keep two writers apart; UserMistake where it does not."""
+    if is_local(uri):
+        return  # a hard link is exclusive on every local file system
+    probe = join(uri, f".sightloom-probe-{uuid.uuid4().hex[:12]}")
+    create(probe, b"one")
+    second = create(probe, b"two")
+    delete(probe)
+    if second:
+        raise UserMistake(
+            f"the store of '{uri}' has no conditional put: two runs could overwrite each other's commits",
+            "give --single-writer if nobody else writes there",
+        )
 
 
 def sha256_file(source: str | Path) -> str:

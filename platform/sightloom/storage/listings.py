@@ -1,13 +1,18 @@
 """Listings of files: globs, number ranges, folders, single files."""
 
 import glob
+import os
 import re
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from sightloom.errors import UserMistake
 from sightloom.storage.addresses import explained, is_local, local_path, remote
+from sightloom.storage.retries import steady
 
+_HEX = "0123456789abcdef"
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
@@ -64,10 +69,10 @@ def _list_remote(pattern: str) -> list[FileInfo]:
     fs.invalidate_cache()
     with explained(pattern):
         if any(mark in path for mark in "*?["):
-            details = fs.glob(path, detail=True).values()
+            details = steady(fs.glob, path, detail=True).values()
         else:
             try:
-                details = fs.ls(path, detail=True)
+                details = steady(fs.ls, path, detail=True)
             except FileNotFoundError:
                 return []
         return [
@@ -75,3 +80,45 @@ def _list_remote(pattern: str) -> list[FileInfo]:
             for item in details
             if item["type"] == "file"
         ]
+
+
+def names(folder: str) -> list[str]:
+    """Names of the files directly in a folder, in no order, none where there is no folder; files are not looked at.
+
+    On S3 the names are listed in 16 ranges at once, by their first hex digit; all must begin with one.
+    """
+    if is_local(folder):
+        path = local_path(folder)
+        if not path.is_dir():
+            return []
+        with os.scandir(path) as entries:
+            return [entry.name for entry in entries if entry.is_file() and not entry.name.startswith(".")]
+    fs, place = remote(folder)
+    fs.invalidate_cache()
+    with explained(folder):
+        if folder.startswith("s3://"):
+            with ThreadPoolExecutor(len(_HEX)) as pool:
+                ranges = list(pool.map(lambda digit: steady(fs.find, place, prefix=digit), _HEX))
+        else:
+            try:
+                ranges = [steady(fs.ls, place, detail=False)]
+            except FileNotFoundError:
+                return []
+    return [str(name).rsplit("/", 1)[-1] for found in ranges for name in found]
+
+
+def walk(folder: str) -> Iterator[tuple[FileInfo, float]]:
+    """Yield all files below a folder with their age's anchor, the time of change in seconds; hidden ones too."""
+    if is_local(folder):
+        for place, _, found in os.walk(local_path(folder)):
+            for name in sorted(found):
+                stat = os.stat(os.path.join(place, name))
+                yield FileInfo(os.path.join(place, name), stat.st_size, str(stat.st_mtime_ns)), stat.st_mtime
+        return
+    fs, path = remote(folder)
+    protocol = folder.split("://", 1)[0]
+    fs.invalidate_cache()
+    for item in steady(fs.find, path, detail=True).values():
+        changed = item.get("LastModified", item.get("mtime"))
+        seconds = changed.timestamp() if hasattr(changed, "timestamp") else float(changed or 0)
+        yield FileInfo(f"{protocol}://{item['name']}", int(item["size"]), str(item.get("ETag", ""))), seconds

@@ -59,6 +59,15 @@ def find_duplicates(table: pa.Table, config: DedupConfig) -> Duplicates:
     return Duplicates(rows, tuple(str(reason_of[row]) for row in rows), winner_of[rows])
 
 
+def columns_needed(config: DedupConfig) -> tuple[str, ...]:
+    """Return the columns that `find_duplicates` reads."""
+    names = ["uid", "status", "kind", "src", "src_pos", "width", "height"]
+    names += ["sha256"] if config.exact else []
+    names += ["flatness", "phash", "phash256", "thumb"] if config.perceptual is not None else []
+    names += [config.prefer] if config.prefer is not None else []
+    return tuple(dict.fromkeys(names))
+
+
 def priorities(table: pa.Table, prefer: str | None) -> Indexes:
     """Return each row's place [N] in the order of preference: `prefer`, area, uid, source, position."""
     if prefer is not None and prefer not in table.column_names:

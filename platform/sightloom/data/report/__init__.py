@@ -16,13 +16,21 @@ from sightloom.data.prepare import Prepared
 from sightloom.data.report.gallery import Gallery, pictures
 from sightloom.data.report.page import render
 from sightloom.data.select.choose import Decision
-from sightloom.data.select.columns import Scored, mean_separation
+from sightloom.data.select.columns import FILE, Scored, mean_separation
 from sightloom.data.shards.manifest import Manifest
 from sightloom.data.sources.chunks import SourceFile
 
 BINS = 40
 SIGNALS = ("text_words", "width", "height", "sharpness", "entropy", "flatness", "aspect")
 LOW_SEPARATION = 0.7
+
+
+def columns_shown(prepared: Prepared) -> tuple[str, ...]:
+    """Return the stored columns that the report reads of every row; the texts of shown rows are read apart."""
+    names = ("status", "kind", "domain", "src_pos", "src_offset", "src_size", FILE, *SIGNALS)
+    tops = (name for top in prepared.recipe.select.top for name in (top.by, top.per) if name is not None)
+    derived = prepared.recipe.select.derive
+    return tuple(dict.fromkeys((*names, *prepared.columns_of_scores, *(n for n in tops if n not in derived))))
 
 
 def write_report(
@@ -42,7 +50,7 @@ def write_report(
     if storage.exists(page):
         return page
     facts = collect(prepared, scored, table, decision, manifest, seconds)
-    found: list[Gallery] = pictures(table, duplicates, decision, files, recipe.report.gallery)
+    found: list[Gallery] = pictures(table, scored, duplicates, decision, files, recipe.report.gallery)
     storage.write(storage.join(folder, "report.json"), canonical_json(facts))
     storage.write(page, render(recipe.name, facts, found).encode())
     return page

@@ -16,6 +16,7 @@ from sightloom.data.decode import Undecodable, decode
 from sightloom.data.dedup.duplicates import Duplicates, numbers
 from sightloom.data.recipe import DecodeLimits
 from sightloom.data.select.choose import Decision
+from sightloom.data.select.columns import Scored
 from sightloom.data.sources.chunks import SourceFile, read_positions
 from sightloom.errors import SightloomError
 
@@ -52,12 +53,18 @@ class _Wanted:
 
 
 def pictures(
-    table: pa.Table, duplicates: Duplicates, decision: Decision, files: Sequence[SourceFile], around: int
+    table: pa.Table,
+    scored: Scored,
+    duplicates: Duplicates,
+    decision: Decision,
+    files: Sequence[SourceFile],
+    around: int,
 ) -> list[Gallery]:
     """Choose the rows to show, read their pictures again, and shrink them.
 
     Args:
-        table: all rows with base and score columns.
+        table: the columns of all rows that `report.columns_shown` names.
+        scored: where the texts of the shown rows are read.
         duplicates: the losers and what stayed for them.
         decision: what stayed and why not.
         files: all source files.
@@ -71,8 +78,9 @@ def pictures(
         budget -= len(rows)
         if rows:
             chosen.append(_Wanted(part.title, part.kept, rows, part.notes[: len(rows)]))
-    shown = _read(table, sorted({row for part in chosen for row in part.rows}), files)
-    texts = table.column("text").to_pylist()
+    rows = sorted({row for part in chosen for row in part.rows})
+    shown = _read(table, rows, files)
+    texts = dict(zip(rows, (found["text"] for found in scored.take(rows, ["text"])), strict=True))
     return [
         Gallery(
             part.title,

@@ -76,6 +76,13 @@ class Compiled:
     derive: dict[str, Expression]
     rules: dict[str, Expression]
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The columns that deciding reads, derived ones left out."""
+        names = {name for expression in (*self.derive.values(), *self.rules.values()) for name in expression.columns}
+        names |= {name for top in self.config.top for name in (top.by, top.per) if name is not None}
+        return tuple(sorted({"uid", "status", "kind", "domain", *names} - set(self.derive)))
+
 
 def compile_selection(config: SelectConfig, columns: list[str]) -> Compiled:
     """Check all expressions before anything is scored; UserMistake names the rule, the column and the ones there."""

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
-import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,12 +15,11 @@ from sightloom import storage
 from sightloom.config import canonical_json
 from sightloom.data.decode import EXTENSIONS, image_format
 from sightloom.data.ledger import parquet_bytes
+from sightloom.data.shards.gather import changed, gather
 from sightloom.data.shards.manifest import Shard
 from sightloom.data.shards.tarfiles import TarWriter
-from sightloom.data.sources.chunks import SourceFile, read_positions
+from sightloom.data.sources.chunks import SourceFile
 from sightloom.data.sources.records import RawRecord
-from sightloom.errors import SightloomError
-from sightloom.storage.addresses import explained
 
 TABLE_COLUMNS = ("kind", "domain", "task", "width", "height", "text_chars", "src", "source_key", "sha256", "turns",
                  "answer_kind", "reasoning_chars")  # fmt: skip
@@ -49,18 +45,16 @@ def build(job: ShardJob) -> dict[str, Any]:
     kinds, domains = Counter[str](), Counter[str]()
     places: list[tuple[int, int]] = []
     extensions: list[str | None] = []
-    with tempfile.TemporaryDirectory(prefix="sightloom-pack-") as scratch, explained(scratch):
-        tar = Path(scratch) / f"{job.name}.tar"
+    uri = storage.join(job.folder, job.name)
+    with storage.building(uri + ".tar") as tar:
         with TarWriter(tar) as writer:
-            for row, record in zip(job.rows.to_pylist(), _records(job), strict=True):
+            for row, record in zip(job.rows.to_pylist(), gather(job.rows, job.files), strict=True):
                 members = _members(row, record, job.scores)
                 places.append(writer.add(row["key"], members))
                 extensions.append(members[0][0] if record.image is not None else None)
                 kinds[row["kind"]] += 1
                 domains[row["domain"]] += 1
         index, table = writer.index(), parquet_bytes(_table(job, places, extensions))
-        uri = storage.join(job.folder, job.name)
-        storage.put_file(tar, uri + ".tar")
         size = tar.stat().st_size
     storage.write(uri + ".tar.idx", index)
     storage.write(uri + ".parquet", table)
@@ -79,38 +73,10 @@ def build(job: ShardJob) -> dict[str, Any]:
     return entry.model_dump()
 
 
-def _records(job: ShardJob) -> Iterator[RawRecord]:
-    """Yield the planned records in tar order; runs of rows from one file are fetched together."""
-    names = ("_file", "src_pos", "src_offset", "src_size")
-    rows = list(zip(*(job.rows.column(name).to_pylist() for name in names), strict=True))
-    for number, run in itertools.groupby(rows, key=lambda row: row[0]):
-        wanted = [(pos, offset, size) for _, pos, offset, size in run]
-        found = read_positions(job.files[number], wanted)
-        if wanted == sorted(wanted):
-            yield from _complete(found, wanted, job.files[number].uri)
-        else:
-            by_pos = {record.pos: record for record in _complete(found, sorted(wanted), job.files[number].uri)}
-            yield from (by_pos[pos] for pos, _, _ in wanted)
-
-
-def _complete(
-    found: Iterator[RawRecord], wanted: Sequence[tuple[int, int | None, int | None]], uri: str
-) -> Iterator[RawRecord]:
-    for place in wanted:
-        record = next(found, None)
-        if record is None or record.pos != place[0]:
-            raise _changed(uri, place[0])
-        yield record
-
-
-def _changed(uri: str, where: int) -> SightloomError:
-    return SightloomError(f"source changed after scoring: '{uri}' at {where}", "run the same command: it scores again")
-
-
 def _members(row: dict[str, Any], record: RawRecord, scores: Sequence[str]) -> list[tuple[str, bytes]]:
     image = record.image
     if (None if image is None else hashlib.sha256(image).hexdigest()) != row["sha256"]:
-        raise _changed(row["src"], row["src_pos"])
+        raise changed(row["src"], row["src_pos"])
     own = {
         "src": row["src"],
         "source_key": row["source_key"],

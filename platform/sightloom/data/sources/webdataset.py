@@ -70,7 +70,12 @@ def read_tar(uri: str, fields: dict[str, str]) -> Iterator[RawRecord]:
 
 def read_range(uri: str, offset: int, size: int, pos: int, fields: dict[str, str]) -> RawRecord:
     """Return the one record whose members fill a byte range."""
-    members = list(read_members(io.BytesIO(storage.read_bytes(uri, offset, size)), _wanted, True))
+    return parse_range(storage.read_bytes(uri, offset, size), pos, fields)
+
+
+def parse_range(data: bytes | memoryview, pos: int, fields: dict[str, str]) -> RawRecord:
+    """Return the one record whose members fill `data`."""
+    members = list(read_members(io.BytesIO(data), _wanted, True))
     return parse_group(pos, members, fields, addressable=True)
 
 

@@ -1,0 +1,170 @@
+"""Ray's part in curation: the three stages of scoring on Ray Data, and single tasks. The rest knows no Ray."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import pickle
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, TypeVar
+
+import ray
+import ray.data
+
+from sightloom.data.embedding import Embed
+from sightloom.data.prepare import Prepared
+from sightloom.data.recipe import Recipe, UrlSource
+from sightloom.data.scoring import Job, measure_chunk, read
+from sightloom.errors import SightloomError, UserMistake
+
+READ_CPUS, MEASURE_CPUS, EMBED_CPUS = 0.25, 0.75, 0.25  # on two cores: two chunks measured beside reader and scorer
+WAVE_FILES = 2000  # of one Dataset: millions of blocks in one are where Ray Data gets slow
+AT_ONCE = 64  # single tasks that wait or run
+Work = TypeVar("Work")
+
+
+def run_waves(prepared: Prepared, missing: Sequence[Job], careful: bool = False) -> Iterator[Iterator[dict[str, Any]]]:
+    """Score the missing chunks, at most 2,000 files at once; yields for each wave the headers of its finished chunks.
+
+    Args:
+        prepared: what to do.
+        missing: the files with missing chunks.
+        careful: decode each picture in a child process first (for chunks whose measuring died).
+    """
+    if missing:
+        refuse_small_store(prepared)
+    for start in range(0, len(missing), WAVE_FILES):
+        yield _run(prepared, missing[start : start + WAVE_FILES], careful)
+
+
+def _run(prepared: Prepared, missing: Sequence[Job], careful: bool) -> Iterator[dict[str, Any]]:
+    """Run the three stages on Ray Data; one row is one chunk. Yields the header of each finished chunk."""
+    plan = prepared.plan
+    rows = ray.data.from_items([{"job": pickle.dumps(job)} for job in missing], override_num_blocks=len(missing))
+    rows.context.target_max_block_size = 1
+    rows.context.target_min_block_size = 1
+    rows.context.max_errored_blocks = -1
+    rows.context.enable_progress_bars = False
+    rows.context.print_on_execution_start = False
+    rows.context.issue_detectors_config.detectors = []
+    with warnings.catch_warnings():  # Ray 2.60 has no other way to say max_retries, and warns that this one will go
+        warnings.simplefilter("ignore", DeprecationWarning)
+        rows = rows.flat_map(read, num_cpus=READ_CPUS, max_retries=2)
+        rows = rows.map(
+            measure_chunk, fn_kwargs={"plan": plan, "careful": careful}, num_cpus=MEASURE_CPUS, max_retries=2
+        )
+    if prepared.specs:
+        gpus, actors = scorers(prepared)
+        cores = max(1, int(ray.cluster_resources().get("CPU", 1)))
+        asked = prepared.recipe.score.workers.threads
+        rows = rows.map(
+            Embed,
+            fn_constructor_args=(plan, prepared.specs, "cuda" if gpus else "cpu",
+                                 max(1, cores // actors) if asked == "auto" else asked),
+            compute=ray.data.ActorPoolStrategy(size=actors),
+            num_cpus=EMBED_CPUS,
+            num_gpus=1 if gpus else None,
+        )  # fmt: skip
+    for row in rows.iter_rows():
+        yield json.loads(row["header"])
+
+
+def scorers(prepared: Prepared) -> tuple[int, int]:
+    """Return how many GPUs and how many actors score."""
+    workers = prepared.recipe.score.workers
+    gpus = int(ray.cluster_resources().get("GPU", 0)) if workers.gpus == "auto" else workers.gpus
+    return gpus, max(1, gpus) if workers.scorers == "auto" else workers.scorers
+
+
+def refuse_small_store(prepared: Prepared) -> None:
+    """Raise UserMistake where Ray's object store cannot hold the chunks that are under way at once."""
+    resources = ray.cluster_resources()
+    actors = scorers(prepared)[1] if prepared.specs else 0
+    needed = prepared.store_bytes(int(resources.get("CPU", 1) / MEASURE_CPUS), actors)
+    has = int(resources.get("object_store_memory", 0))
+    if needed > has:
+        raise UserMistake(
+            f"scoring needs {needed / 1e6:.0f} MB of object store, Ray has {has / 1e6:.0f}",
+            "start Ray with a larger object_store_memory, or make score.chunk_rows smaller",
+        )
+
+
+class _Host:
+    """Counts, for a whole run, who is asking each host; a place that its holder lost comes back after a while."""
+
+    def __init__(self, per_host: int, patience_s: float) -> None:
+        self._per_host, self._patience_s = per_host, patience_s
+        self._until: dict[str, list[float]] = {}
+
+    async def acquire(self, host: str) -> None:
+        while True:
+            now = time.monotonic()
+            held = [moment for moment in self._until.get(host, ()) if moment > now]
+            if len(held) < self._per_host:
+                self._until[host] = [*held, now + self._patience_s]
+                return
+            self._until[host] = held
+            await asyncio.sleep(0.01)
+
+    async def release(self, host: str) -> None:
+        if self._until.get(host):
+            self._until[host].pop(0)
+
+
+class RayHostSlots:
+    """Slots that all tasks of a run share; as `fetch.client.HostSlots`."""
+
+    def __init__(self, per_host: int, patience_s: float) -> None:
+        actor = ray.remote(num_cpus=0, max_concurrency=10_000)(_Host)
+        self._host = actor.remote(per_host, patience_s)
+
+    async def acquire(self, host: str) -> None:
+        """Wait for a place."""
+        await self._host.acquire.remote(host)
+
+    async def release(self, host: str) -> None:
+        """Give the place back."""
+        await self._host.release.remote(host)
+
+
+def host_slots(recipe: Recipe) -> RayHostSlots | None:
+    """Return the run's slots, where there are lists of URLs to fetch."""
+    configs = [source.fetch for source in recipe.source if isinstance(source, UrlSource)]
+    if not configs:
+        return None
+    return RayHostSlots(min(config.per_host for config in configs), 2 * max(config.total_s for config in configs))
+
+
+def run_tasks(function: Callable[[Work], Any], works: Iterable[Work], num_cpus: float) -> Iterator[tuple[Work, Any]]:
+    """Run one task for each piece of work, a few at once; yields (work, result) as they finish.
+
+    Our own errors come out as they were raised, and what runs is ended.
+    """
+    task = ray.remote(num_cpus=num_cpus, max_retries=2)(function)
+    waiting: dict[Any, Work] = {}
+    upcoming = iter(works)
+    try:
+        while True:
+            while len(waiting) < AT_ONCE:
+                work = next(upcoming, None)
+                if work is None:
+                    break
+                waiting[task.remote(work)] = work
+            if not waiting:
+                return
+            (ready,), _ = ray.wait(list(waiting), num_returns=1)
+            yield waiting.pop(ready), _result(ready)
+    finally:
+        for reference in waiting:
+            ray.cancel(reference)
+
+
+def _result(reference: Any) -> Any:
+    try:
+        return ray.get(reference)
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, SightloomError):
+            raise error.cause from None
+        raise
