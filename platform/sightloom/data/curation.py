@@ -105,8 +105,14 @@ def fetch_urls(prepared: Prepared, progress: Progress, settings: Settings) -> In
     return fetch.inputs(prepared.recipe)
 
 
-def score(prepared: Prepared, inputs: Inputs, progress: Progress, part: tuple[int, int] | None = None) -> Scored:
-    """Measure and score every chunk that is not committed, compact the fragments, and open the rows' columns.
+def score(prepared: Prepared, inputs: Inputs, progress: Progress) -> Scored:
+    """Measure and score every chunk that is not committed, and open the rows' columns."""
+    score_missing(prepared, inputs, progress)
+    return scored_rows(prepared, inputs)
+
+
+def score_missing(prepared: Prepared, inputs: Inputs, progress: Progress, part: tuple[int, int] | None = None) -> None:
+    """Measure and score every chunk that is not committed, and compact the fragments.
 
     Args:
         prepared: what to do.
@@ -128,7 +134,6 @@ def score(prepared: Prepared, inputs: Inputs, progress: Progress, part: tuple[in
                 f"{len(lost)} files could not be scored wholly: {names}", "run the same command again to go on"
             )
         compact(prepared, files, 0)
-    return scored_rows(prepared, inputs)
 
 
 def scored_rows(prepared: Prepared, inputs: Inputs) -> Scored:

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from sightloom import runtime
 from sightloom.data import artifacts, fetch
-from sightloom.data.curation import Settings, dedup, fetch_urls, pack, report, score, scored_rows, select
+from sightloom.data.curation import Settings, dedup, fetch_urls, pack, report, score_missing, scored_rows, select
 from sightloom.data.dedup.duplicates import Duplicates
 from sightloom.data.fetch import Inputs
 from sightloom.data.ledger import committed
@@ -29,7 +29,7 @@ def run_score(recipe: Recipe, progress: Progress, settings: Settings) -> StepRes
     runtime.connect(settings.ray)
     inputs = fetch_urls(prepared, progress, settings)
     clock.lap("fetch")
-    score(prepared, inputs, progress, settings.part)
+    score_missing(prepared, inputs, progress, settings.part)
     clock.lap("score")
     waiting = jobs(inputs.files, [committed(group) for group in prepared.plan.groups])
     if waiting:
