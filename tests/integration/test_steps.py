@@ -12,8 +12,8 @@ from tests.integration.raw import environment, put_tars, write_recipe
 from sightloom.config import load
 from sightloom.data.curation import Settings, curate
 from sightloom.data.forecast import forecast
-from sightloom.data.preview import preview
 from sightloom.data.prepare import source_files
+from sightloom.data.preview import preview
 from sightloom.data.recipe import Recipe
 from sightloom.data.shards.manifest import read_manifest
 from sightloom.data.steps import run_dedup, run_pack, run_report, run_score, run_select
