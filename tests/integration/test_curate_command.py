@@ -230,7 +230,12 @@ def test_an_interrupted_command_leaves_with_130_and_goes_on(tmp_path: Path, shar
     address = ray.get_runtime_context().gcs_address
     command = [SIGHTLOOM, "curate", RECIPES / "photos.yaml", *words, "--ray", address]
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "RAY_AUTH_MODE": "token"}
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "RAY_AUTH_MODE": "token"},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job ignores it
     )
     try:
         assert process.stderr is not None
