@@ -22,11 +22,12 @@ import numpy as np
 import pyarrow as pa
 
 from sightloom.data.measure import COLUMNS
-from sightloom.data.recipe import PackConfig, WebDatasetSource
+from sightloom.data.shards.config import PackConfig
 from sightloom.data.shards.pack import ShardJob, build
 from sightloom.data.shards.plan import plan_shards, shard_slices
 from sightloom.data.shards.tarfiles import TarWriter
 from sightloom.data.sources.chunks import SourceFile, list_files, read_chunks
+from sightloom.data.sources.config import WebDatasetSource
 
 TARGET = 0.7
 

@@ -38,9 +38,9 @@ def test_a_missing_file_is_told_in_words(arguments: tuple[str, ...]) -> None:
 
 def test_with_json_only_the_result_reaches_stdout() -> None:
     code = (
-        "import sys; sys.argv.append('--json')\n"
         "from sightloom.cli import console\n"
-        "console.claim_stdout(); print('a library speaks'); console.emit({'rows': 1}, True, lambda screen: None)"
+        "with console.claimed_stdout():\n"
+        "    print('a library speaks'); console.emit({'rows': 1}, True, lambda screen: None)"
     )
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert shown.stdout == '{"rows": 1}\n' and "a library speaks" in shown.stderr

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sightloom.data.dedup.duplicates import Duplicates
-from sightloom.data.recipe import SelectConfig
 from sightloom.data.select.choose import choose, compile_selection, with_counts
+from sightloom.data.select.config import SelectConfig
 from sightloom.errors import UserMistake
 
 NONE = Duplicates(np.zeros(0, np.int64), (), np.zeros(0, np.int64))

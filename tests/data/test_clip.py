@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from sightloom.data.recipe import ClipScorer
 from sightloom.data.signals.clip import ClipModel, encode_text, rank_auc, resolve
+from sightloom.data.signals.config import ClipScorer
 from sightloom.data.signals.crops import crop
 from sightloom.errors import UserMistake
 

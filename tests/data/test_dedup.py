@@ -9,10 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from sightloom.data.dedup.config import DedupConfig
 from sightloom.data.dedup.duplicates import find_duplicates
 from sightloom.data.dedup.perceptual import Hashes, near_pairs
 from sightloom.data.measure import measure
-from sightloom.data.recipe import DecodeLimits, DedupConfig
+from sightloom.data.signals.config import DecodeLimits
 from sightloom.data.sources.chunks import to_table
 from sightloom.data.sources.records import RawRecord
 from sightloom.errors import UserMistake

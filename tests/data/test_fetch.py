@@ -20,7 +20,8 @@ from sightloom.data.fetch import NotFetched, inputs, stage
 from sightloom.data.fetch.chunk import FetchJob, fetch_chunk
 from sightloom.data.fetch.client import opted_out, retry_after
 from sightloom.data.fetch.lists import url_lists
-from sightloom.data.recipe import FetchConfig, Recipe, UrlSource
+from sightloom.data.recipe import Recipe
+from sightloom.data.sources.config import FetchConfig, UrlSource
 from sightloom.errors import UserMistake
 from sightloom.progress import NullProgress
 from sightloom.storage import read_json

@@ -7,8 +7,9 @@ import open_clip
 import pytest
 
 from sightloom.data.fit import fit_scorer
-from sightloom.data.recipe import ClipScorer, FitConfig
+from sightloom.data.recipe import FitConfig
 from sightloom.data.signals.clip import resolve
+from sightloom.data.signals.config import ClipScorer
 from sightloom.errors import UserMistake
 from sightloom.progress import NullProgress
 

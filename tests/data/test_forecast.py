@@ -24,7 +24,7 @@ def test_a_plan_reads_listings_and_writes_nothing(tmp_path: Path, make_tar: Any,
     assert found.row_bytes_assumed and found.row_bytes == ROW_BYTES and found.chunks_missing == 3
     # 8 cores measure 10 chunks at once beside one actor: (10 + 2) * 256 rows * 3 * 224^2 bytes
     assert found.object_store_mb == 12 * 256 * 3 * 224**2 / 1e6
-    assert found.hours == round(found.rows / (3600 * 8 * 170), 4) and found.refusals == ()
+    assert found.hours == round(found.rows / (3600 * 8 * 170), 6) and found.refusals == ()
     assert not (tmp_path / "out").exists()
 
 

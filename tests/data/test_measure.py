@@ -9,8 +9,8 @@ from PIL import Image
 
 from sightloom.data.decode import Undecodable, decode
 from sightloom.data.measure import COLUMNS, measure
-from sightloom.data.recipe import DecodeLimits
 from sightloom.data.signals.caption import caption_signals
+from sightloom.data.signals.config import DecodeLimits
 from sightloom.data.signals.crops import CropSpec, crop
 from sightloom.data.signals.picture import hash_inputs, perceptual_hashes, picture_signals, shrink
 from sightloom.data.sources.chunks import to_table

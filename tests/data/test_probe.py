@@ -5,7 +5,7 @@ import pytest
 
 from sightloom.data.measure import measure
 from sightloom.data.probe import Probe
-from sightloom.data.recipe import DecodeLimits
+from sightloom.data.signals.config import DecodeLimits
 from sightloom.data.sources.chunks import to_table
 from sightloom.data.sources.records import RawRecord
 

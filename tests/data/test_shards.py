@@ -12,14 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sightloom.data.measure import measure
-from sightloom.data.recipe import DecodeLimits, PackConfig, WebDatasetSource
+from sightloom.data.shards.config import PackConfig
 from sightloom.data.shards.heldout import heldout_mask, is_heldout
 from sightloom.data.shards.manifest import FORMAT, Manifest, read_manifest
 from sightloom.data.shards.pack import ShardJob, build
 from sightloom.data.shards.plan import assign, plan_shards
 from sightloom.data.shards.reader import SampleReader, read_table
 from sightloom.data.shards.verify import verify
+from sightloom.data.signals.config import DecodeLimits
 from sightloom.data.sources.chunks import list_files, read_chunks
+from sightloom.data.sources.config import WebDatasetSource
 from sightloom.errors import SightloomError, UserMistake
 from sightloom.progress import NullProgress
 

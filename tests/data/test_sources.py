@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from sightloom.data.recipe import FolderSource, ParquetSource, WebDatasetSource
 from sightloom.data.sources.chunks import list_files, read_chunks, read_positions
+from sightloom.data.sources.config import FolderSource, ParquetSource, WebDatasetSource
 from sightloom.errors import UserMistake
 
 

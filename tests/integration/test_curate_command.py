@@ -50,7 +50,6 @@ def curate(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -
     def run(recipe: Path | str, *sets: str) -> Ran:
         words = [word for override in sets for word in ("--set", override)]
         monkeypatch.setattr(sys, "argv", ["sightloom", "curate", str(recipe), *words, "--json"])
-        monkeypatch.setattr(sys, "stdout", sys.stdout)  # --json takes stdout for the result alone
         capfd.readouterr()
         with pytest.raises(SystemExit) as left:
             main()

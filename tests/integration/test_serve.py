@@ -99,7 +99,7 @@ def test_every_answer_says_what_answered(client: openai.OpenAI, running: Deploym
 
 
 def test_an_aborted_stream_frees_the_engine(running: Deployment) -> None:
-    async def scenario() -> float:
+    async def wait_share() -> float:
         async with openai.AsyncOpenAI(base_url=running.api, api_key="none", max_retries=0) as client:
             asked = {"model": "sightloom", "messages": question(), "temperature": 1}
             began = time.monotonic()
@@ -113,8 +113,9 @@ def test_an_aborted_stream_frees_the_engine(running: Deployment) -> None:
             await client.chat.completions.create(**asked, seed=3, max_tokens=2)
             return (time.monotonic() - began) / whole_s
 
-    # One batch at a time: had the aborted row gone on, the next request would have waited for most of it.
-    assert asyncio.run(scenario()) < 0.5
+    # One batch at a time: had the aborted row gone on, the next request would have waited for most of it, each time.
+    # A busy neighbour can slow one try.
+    assert min(asyncio.run(wait_share()) for _ in range(3)) < 0.5
 
 
 def test_many_clients_at_once_all_get_their_own_answer(running: Deployment) -> None:

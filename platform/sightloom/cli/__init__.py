@@ -1,5 +1,6 @@
 """The command line: one verb a task, results on stdout, progress on stderr, mistakes in words."""
 
+import contextlib
 import importlib
 import os
 import sys
@@ -118,6 +119,5 @@ def _options(
 def main() -> None:
     """Run one verb and leave with its exit code."""
     prepare_environment()
-    if "--json" in sys.argv:
-        console.claim_stdout()
-    cli(prog_name="sightloom")
+    with console.claimed_stdout() if "--json" in sys.argv else contextlib.nullcontext():
+        cli(prog_name="sightloom")

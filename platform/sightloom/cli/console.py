@@ -1,8 +1,9 @@
 """What every verb prints: results on stdout, errors in words on stderr."""
 
+import contextlib
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Annotated, Any, TextIO
 
 import typer
@@ -23,10 +24,15 @@ Ray = Annotated[
 _claimed: list[TextIO] = []
 
 
-def claim_stdout() -> None:
-    """Keep stdout for the result alone: what libraries print (Ray's workers, say) goes to stderr from here on."""
+@contextlib.contextmanager
+def claimed_stdout() -> Iterator[None]:
+    """Keep stdout for the result alone: what libraries print meanwhile (Ray's workers, say) goes to stderr."""
     _claimed.append(sys.stdout)
     sys.stdout = sys.stderr
+    try:
+        yield
+    finally:
+        sys.stdout = _claimed.pop()
 
 
 def emit(result: dict[str, Any], as_json: bool, human: Callable[[Console], None]) -> None:

@@ -15,8 +15,9 @@ import ray.data
 
 from sightloom.data.embedding import Embed
 from sightloom.data.prepare import Prepared
-from sightloom.data.recipe import Recipe, UrlSource
+from sightloom.data.recipe import Recipe
 from sightloom.data.scoring import Job, measure_chunk, read
+from sightloom.data.sources.config import UrlSource
 from sightloom.errors import SightloomError, UserMistake
 
 READ_CPUS, MEASURE_CPUS, EMBED_CPUS = 0.25, 0.75, 0.25  # on two cores: two chunks measured beside reader and scorer

@@ -10,9 +10,10 @@ from sightloom.data import fetch
 from sightloom.data.fetch.lists import url_lists
 from sightloom.data.ledger import committed
 from sightloom.data.prepare import Prepared, prepare, refuse_other, source_files
-from sightloom.data.recipe import Recipe, UrlSource
+from sightloom.data.recipe import Recipe
 from sightloom.data.scoring import jobs
 from sightloom.data.segments import read_segments
+from sightloom.data.sources.config import UrlSource
 from sightloom.errors import UserMistake
 
 ROW_BYTES = 100_000  # of a raw record, where nothing of the corpus was scored yet

@@ -13,10 +13,11 @@ import numpy as np
 import pyarrow as pa
 
 from sightloom.data.decode import EXTENSIONS, Undecodable, decode
-from sightloom.data.recipe import DecodeLimits, KeptType
 from sightloom.data.signals.caption import caption_signals
+from sightloom.data.signals.config import DecodeLimits
 from sightloom.data.signals.crops import CropSpec, crop
 from sightloom.data.signals.picture import hash_inputs, perceptual_hashes, picture_signals, shrink
+from sightloom.data.sources.config import KeptType
 from sightloom.data.sources.records import OK, find
 
 VERSION = 1

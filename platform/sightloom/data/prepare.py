@@ -10,12 +10,13 @@ from sightloom import storage
 from sightloom.config import digest, flatten
 from sightloom.data.ledger import Group
 from sightloom.data.measure import COLUMNS, VERSION
-from sightloom.data.recipe import KeptType, Recipe, Source, UrlSource, jsonable
+from sightloom.data.recipe import Recipe, jsonable
 from sightloom.data.scoring import ScorePlan
 from sightloom.data.select.choose import Compiled, compile_selection
 from sightloom.data.shards.manifest import Manifest, read_manifest
 from sightloom.data.signals.clip import LOCAL, ClipSpec, resolve
 from sightloom.data.sources.chunks import SourceFile, list_files
+from sightloom.data.sources.config import KeptType, Source, UrlSource
 from sightloom.errors import UserMistake
 
 MANIFEST = "manifest.json"

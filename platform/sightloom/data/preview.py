@@ -22,9 +22,10 @@ from sightloom.data.fetch.lists import url_lists
 from sightloom.data.forecast import Forecast, forecast
 from sightloom.data.ledger import NOTHING
 from sightloom.data.prepare import Prepared, prepare
-from sightloom.data.recipe import Recipe, Source, UrlSource
+from sightloom.data.recipe import Recipe
 from sightloom.data.scoring import Job
 from sightloom.data.sources.chunks import SourceFile
+from sightloom.data.sources.config import Source, UrlSource
 from sightloom.errors import SightloomError, UserMistake
 from sightloom.metrics import Interval, wilson
 from sightloom.progress import NullProgress, Progress

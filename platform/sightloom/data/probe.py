@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import BinaryIO
 
 from sightloom.data.measure import Pictures, look
-from sightloom.data.recipe import DecodeLimits
+from sightloom.data.signals.config import DecodeLimits
 from sightloom.data.signals.crops import CropSpec
 
 PATIENCE_S = 120.0

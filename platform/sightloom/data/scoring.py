@@ -20,9 +20,10 @@ import pyarrow as pa
 from sightloom.data.ledger import NOTHING, FileState, Group, commit
 from sightloom.data.measure import measure, trusting
 from sightloom.data.probe import Probe
-from sightloom.data.recipe import DecodeLimits, KeptType
+from sightloom.data.signals.config import DecodeLimits
 from sightloom.data.signals.crops import CropSpec
 from sightloom.data.sources.chunks import Chunk, SourceFile, read_chunks
+from sightloom.data.sources.config import KeptType
 from sightloom.errors import SightloomError, UserMistake
 
 Row = dict[str, Any]  # header: str, payload: bytes

@@ -14,8 +14,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from sightloom.data.dedup.config import DedupConfig
 from sightloom.data.dedup.perceptual import Hashes, near_pairs
-from sightloom.data.recipe import DedupConfig
 from sightloom.errors import UserMistake
 
 MAX_FLATNESS = 0.9  # nearly empty pictures all look alike to a hash

@@ -22,8 +22,9 @@ from sightloom.data.fetch.client import OK, HostSlots
 from sightloom.data.fetch.lists import UrlList, url_lists
 from sightloom.data.ledger import FileState, committed_in
 from sightloom.data.prepare import source_files
-from sightloom.data.recipe import Recipe, UrlSource
+from sightloom.data.recipe import Recipe
 from sightloom.data.sources.chunks import SourceFile, source_file
+from sightloom.data.sources.config import UrlSource
 from sightloom.errors import UserMistake
 from sightloom.progress import Progress
 from sightloom.storage import FileInfo

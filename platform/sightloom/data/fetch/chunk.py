@@ -22,8 +22,8 @@ from sightloom.data.fetch.client import OK, Client, HostSlots, Outcome, OwnSlots
 from sightloom.data.fetch.resize import resize
 from sightloom.data.fetch.robots import Robots
 from sightloom.data.ledger import parquet_bytes
-from sightloom.data.recipe import FetchConfig
 from sightloom.data.shards.tarfiles import header
+from sightloom.data.sources.config import FetchConfig
 from sightloom.data.sources.parquet import plain_json
 from sightloom.storage.addresses import explained
 

@@ -22,7 +22,7 @@ from sightloom import __version__
 from sightloom.address import blocked_by, guarded_socket_factory
 from sightloom.data.decode import image_format
 from sightloom.data.fetch.robots import Robots
-from sightloom.data.recipe import FetchConfig
+from sightloom.data.sources.config import FetchConfig
 
 MAX_REDIRECTS = 5
 MAX_RETRY_AFTER_S = 120.0

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from sightloom import storage
 from sightloom.config import digest
-from sightloom.data.recipe import UrlSource
+from sightloom.data.sources.config import UrlSource
 from sightloom.errors import UserMistake
 
 NAMED = ("url", "text", "sha256")

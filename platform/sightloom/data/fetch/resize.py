@@ -7,7 +7,7 @@ import io
 from PIL import Image, ImageOps
 
 from sightloom.data.decode import DECODE_ERRORS, image_format
-from sightloom.data.recipe import Resize
+from sightloom.data.sources.config import Resize
 
 
 def resize(data: bytes, config: Resize) -> bytes:

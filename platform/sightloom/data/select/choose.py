@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sightloom.data.dedup.duplicates import Duplicates, mask_of, numbers, uid_halves
-from sightloom.data.recipe import SelectConfig, Top
+from sightloom.data.select.config import SelectConfig, Top
 from sightloom.data.select.expressions import Expression, compile_expression
 from sightloom.data.sources.records import OK
 from sightloom.errors import UserMistake

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sightloom.data.recipe import PackConfig
+from sightloom.data.shards.config import PackConfig
 from sightloom.errors import UserMistake
 
 BLOCK = 512

@@ -20,7 +20,7 @@ from open_clip.transformer import text_global_pool
 
 from sightloom import storage
 from sightloom.config import digest
-from sightloom.data.recipe import ClipScorer
+from sightloom.data.signals.config import ClipScorer
 from sightloom.data.signals.crops import RESAMPLING, CropSpec
 from sightloom.errors import UserMistake
 

@@ -10,8 +10,8 @@ import pyarrow as pa
 
 from sightloom import storage
 from sightloom.config import digest
-from sightloom.data.recipe import Source
 from sightloom.data.sources import folder, parquet, webdataset
+from sightloom.data.sources.config import Source
 from sightloom.data.sources.records import RawRecord, canonical_meta
 from sightloom.errors import UserMistake
 from sightloom.storage import FileInfo
