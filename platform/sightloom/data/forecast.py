@@ -20,7 +20,6 @@ ROW_BYTES = 100_000  # of a raw record, where nothing of the corpus was scored y
 BASE_BYTES = 300  # of a row's base columns
 CORE_ROWS_PER_S = 170.0  # measured: one core at 448 x 336; 60 to 70 near one megapixel
 MEASURE_CPUS = 0.75
-EMBEDDING_BYTES = 1024  # of a row, 512 float16 features
 
 
 @dataclass(frozen=True)
@@ -88,7 +87,7 @@ def forecast(recipe: Recipe, cores: int, rows_per_s: float = CORE_ROWS_PER_S) ->
         missing += max(1, whole - len(job.done_everywhere))
     groups, actors = len(prepared.plan.groups), len(prepared.specs)
     left = rows - sum(known.get(file.file_id, 0) for file in done)
-    wide = sum(EMBEDDING_BYTES for spec in prepared.specs if spec.scorer.embeddings)
+    wide = sum(2 * spec.dim for spec in prepared.specs if spec.scorer.embeddings)
     return Forecast(
         files=len(files),
         bytes=sum(file.size for file in files),

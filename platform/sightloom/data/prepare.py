@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from sightloom.data.sources.config import KeptType, Source, UrlSource
 from sightloom.errors import UserMistake
 
 MANIFEST = "manifest.json"
+EMBEDDED = "-emb"
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,8 @@ def prepare(recipe: Recipe, replace: bool) -> Prepared:
     """
     recipe = _absolute(recipe)
     identity = recipe_identity(recipe)
-    specs = tuple(resolve(scorer) for scorer in recipe.score.clip)
+    resolved = [_group_of(recipe.out, resolve(scorer)) for scorer in recipe.score.clip]
+    specs, clips = tuple(spec for spec, _ in resolved), tuple(group for _, group in resolved)
     keep: dict[str, KeptType] = {}
     for source in recipe.source:
         keep |= source.keep_fields
@@ -80,7 +83,6 @@ def prepare(recipe: Recipe, replace: bool) -> Prepared:
         "keep_fields": dict(sorted(keep.items())),
     }
     base = Group.make(recipe.out, "base", base_config)
-    clips = tuple(Group.make(recipe.out, spec.column, spec.identity()) for spec in specs)
     crops = tuple(dict.fromkeys(spec.crop for spec in specs))
     plan = ScorePlan(
         base,
@@ -117,17 +119,33 @@ def open_out(prepared: Prepared, single_writer: bool) -> None:
         group.describe(spec.identity(), {spec.column: "float"})
 
 
+def _group_of(out: str, spec: ClipSpec) -> tuple[ClipSpec, Group]:
+    """Return a scorer and its group of columns.
+
+    Embeddings change no score and no fingerprint, but they cannot be added to what is committed: a group with them has
+    a folder of its own. Where only that one exists, it serves (and grows, embeddings included) without them asked for.
+    """
+    plain, whole = (Group.make(out, spec.column, spec.identity(), more) for more in ("", EMBEDDED))
+    described = [storage.exists(storage.join(group.folder, "group.json")) for group in (plain, whole)]
+    if spec.scorer.embeddings or described == [False, True]:
+        scorer = spec.scorer.model_copy(update={"embeddings": True})
+        return dataclasses.replace(spec, scorer=scorer), whole
+    return spec, plain
+
+
 def _columns(keep: dict[str, KeptType], specs: tuple[ClipSpec, ...]) -> list[str]:
     return [*COLUMNS, "text_count", *(f"src_{name}" for name in keep), *(spec.column for spec in specs)]
 
 
 def recipe_identity(recipe: Recipe) -> dict[str, Any]:
-    """Return the part of a recipe that decides the shards: no workers, no output folder, no report."""
+    """Return the part of a recipe that decides the shards: no workers, no output, no report, no embeddings stored."""
     identity = jsonable(recipe)
     for name in ("out", "report", "fit"):
         identity.pop(name)
     for name in ("workers", "max_failed"):
         identity["score"].pop(name)
+    for scorer in identity["score"]["clip"]:
+        scorer.pop("embeddings")
     return identity
 
 
