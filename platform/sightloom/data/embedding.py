@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import torch
 
 from sightloom.data.ledger import commit
 from sightloom.data.scoring import Row, ScorePlan, problem_of, to_row, to_table
+from sightloom.data.signals.banks import BankSpec, mean_labels, write_labels
 from sightloom.data.signals.clip import ClipModel, ClipSpec
 from sightloom.errors import SightloomError
 
@@ -27,6 +29,20 @@ class Embed:
 
     def __call__(self, row: Row) -> Row:
         return embed_chunk(row, self.plan, self.models, self.embeddings)
+
+
+def encode_labels(work: tuple[ClipSpec, tuple[tuple[BankSpec, str], ...]]) -> None:
+    """Encode the prompts of some banks by their scorer, on one core, and keep the label features in their folders."""
+    spec, banks = work
+    torch.set_num_threads(1)
+    model = ClipModel(spec, "cpu")
+
+    def encode(prompts: list[str]) -> npt.NDArray[np.float32]:
+        with torch.inference_mode():
+            return model.text_features(prompts).numpy()
+
+    for bank, folder in banks:
+        write_labels(folder, mean_labels(bank.bank, encode, model.scale))
 
 
 def embed_chunk(row: Row, plan: ScorePlan, models: Sequence[Any], keep: Sequence[bool]) -> Row:

@@ -160,8 +160,8 @@ def read_commit(group: Group, chunk_id: str, is_last: bool) -> dict[str, Any]:
     return record
 
 
-def read_fragment(group: Group, record: dict[str, Any]) -> pa.Table:
-    """Return the fragment that a commit names; SightloomError if it is gone or cut."""
+def read_fragment(group: Group, record: dict[str, Any], columns: list[str] | None = None) -> pa.Table:
+    """Return the fragment that a commit names, or some of its columns; SightloomError if it is gone or cut."""
     uri = storage.join(group.folder, record["fragment"])
     try:
         data = storage.read_bytes(uri)
@@ -170,7 +170,7 @@ def read_fragment(group: Group, record: dict[str, Any]) -> pa.Table:
     if len(data) != record["bytes"]:
         path = commit_uri(group, record["chunk"], record["last"])
         raise SightloomError(f"'{uri}' has {len(data)} bytes, its commit says {record['bytes']}", f"delete '{path}'")
-    return pq.read_table(io.BytesIO(data))
+    return pq.read_table(io.BytesIO(data), columns=columns)
 
 
 def parquet_bytes(table: pa.Table) -> bytes:

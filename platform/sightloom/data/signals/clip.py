@@ -172,6 +172,11 @@ class ClipModel:
         separation = rank_auc(cosine_N, rolled_N) if len(texts) > 1 else None
         return ClipScores(cosine_N, image_ND.cpu().numpy().astype(np.float16), separation)
 
+    @property
+    def scale(self) -> float:
+        """What the model multiplies cosines by, as trained."""
+        return float(self.model.logit_scale.detach().float().exp())
+
     def image_features(self, crops_NHWC: npt.NDArray[np.uint8]) -> torch.Tensor:
         """Return normalised image features, float32 [N, D]."""
         parts = []
