@@ -105,6 +105,9 @@ def register(app: typer.Typer) -> None:
 def _show(page: Console, result: CurationResult) -> None:
     page.print(funnel(result))
     page.print(f"{result.shards} shards, {result.samples_per_s:.0f} rows/s")
+    if result.licences:
+        known = ", ".join(f"{name}: {licence or 'licence not known'}" for name, licence in result.licences.items())
+        page.print(f"weights   {known}", markup=False)
     page.print(f"manifest  {result.manifest}\nreport    {result.report}")
     page.print(f"next: sightloom verify {result.manifest} --deep")
 
@@ -116,6 +119,8 @@ def _show_forecast(page: Console, found: Forecast) -> None:
     if found.urls_not_fetched:
         page.print(f"urls      {found.urls_not_fetched} to fetch first")
     page.print(f"chunks    {found.chunks_done} done, about {found.chunks_missing} missing")
+    if found.chunks_derived:
+        page.print(f"derived   about {found.chunks_derived} chunks of banks and heads, from stored embeddings")
     page.print(f"time      {found.hours:.2f} h on {found.cores} cores at {found.rows_per_s:.0f} rows/s a core")
     page.print(f"memory    {found.object_store_mb:.0f} MB of Ray's object store at least")
     page.print(f"storage   {found.columns_mb:.1f} MB of columns, {found.embeddings_mb:.1f} MB of embeddings")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,8 @@ from sightloom.data.select.choose import Cut, Decision
 from sightloom.data.select.columns import Scored
 from sightloom.data.shards.manifest import FORMAT, Manifest, Shard, Totals
 from sightloom.data.shards.pack import TABLE_COLUMNS
+from sightloom.data.signals.config import licence_of
+from sightloom.data.signals.heads import HeadSpec
 from sightloom.data.sources.chunks import SourceFile
 
 if TYPE_CHECKING:
@@ -204,17 +206,6 @@ def make_manifest(
         bytes=sum(shard.bytes for shard in shards),
         domains=dict(sorted(domains.items())),
     )
-    scorers = [
-        {
-            "name": spec.scorer.name,
-            "model": spec.scorer.model,
-            "pretrained": spec.scorer.pretrained,
-            "weights_sha256": spec.weights_sha256,
-            "precision": spec.scorer.precision,
-            "licence": spec.scorer.licence,
-        }
-        for spec in prepared.specs
-    ]
     sources = [describe_source(s, files) for s, files in zip(prepared.recipe.source, per_source, strict=True)]
     manifest = Manifest(
         format=FORMAT,
@@ -224,12 +215,35 @@ def make_manifest(
         shards=shards,
         totals=totals,
         columns=_columns(prepared),
-        scorers=tuple(scorers),
+        scorers=tuple(_scorers(prepared)),
         sources=tuple(sources),
         fingerprints=fingerprint,
         uri=storage.join(prepared.shard_folder, MANIFEST),
     )
     return manifest.model_copy(update={"digest": manifest.content_digest()})
+
+
+def _scorers(prepared: Prepared) -> Iterator[dict[str, Any]]:
+    """Yield each set of weights that gave a column, with its licence; heads are named by their column."""
+    for spec in prepared.specs:
+        yield {
+            "name": spec.scorer.name,
+            "model": spec.scorer.model,
+            "pretrained": spec.scorer.pretrained,
+            "weights_sha256": spec.weights_sha256,
+            "precision": spec.scorer.precision,
+            "licence": licence_of(spec.scorer),
+        }
+    for derived in prepared.derived:
+        if isinstance(derived.spec, HeadSpec):
+            yield {
+                "name": derived.spec.group,
+                "model": f"head of {derived.spec.head.scorer}",
+                "pretrained": derived.spec.head.weights,
+                "weights_sha256": derived.spec.weights_sha256,
+                "precision": "fp32",
+                "licence": derived.spec.head.licence,
+            }
 
 
 def _columns(prepared: Prepared) -> dict[str, dict[str, str]]:
@@ -241,6 +255,10 @@ def _columns(prepared: Prepared) -> dict[str, dict[str, str]]:
     for spec in prepared.specs:
         doc = f"cosine of image and text by {spec.scorer.model}"
         described[spec.column] = {"type": "float", "group": spec.column, "doc": doc}
+    for derived in prepared.derived:
+        for name, kind in derived.spec.columns.items():
+            if kind == "float":
+                described[name] = {"type": kind, "group": derived.group.name, "doc": derived.spec.doc(name)}
     for name, text in prepared.recipe.select.derive.items():
         described[name] = {"type": "double", "group": "select", "doc": text}
     return described

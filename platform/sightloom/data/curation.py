@@ -15,6 +15,8 @@ from sightloom import runtime, storage
 from sightloom.config import canonical_json
 from sightloom.data import artifacts, engine, fetch
 from sightloom.data.dedup.duplicates import Duplicates, columns_needed, find_duplicates
+from sightloom.data.derived import blocks, derive, unlabelled
+from sightloom.data.embedding import encode_labels
 from sightloom.data.fetch import Inputs
 from sightloom.data.ledger import committed
 from sightloom.data.prepare import MANIFEST, Prepared, open_out, prepare, refuse_other, source_files
@@ -133,7 +135,20 @@ def score_missing(prepared: Prepared, inputs: Inputs, progress: Progress, part: 
             raise SightloomError(
                 f"{len(lost)} files could not be scored wholly: {names}", "run the same command again to go on"
             )
-        compact(prepared, files, 0)
+    derive_missing(prepared, ours, progress)
+    compact(prepared, files, 0)
+
+
+def derive_missing(prepared: Prepared, files: list[SourceFile], progress: Progress) -> None:
+    """Compute the banks and heads that are not committed, from stored embeddings."""
+    waiting = blocks(prepared.derived, prepared.plan.base, files, prepared.recipe.score.chunk_rows)
+    if not waiting:
+        return
+    with progress.step("derive", unit="rows") as step:
+        for _ in engine.run_tasks(encode_labels, unlabelled(waiting), 1.0):
+            pass
+        for _, rows in engine.run_tasks(derive, waiting, 1.0):
+            step.advance(rows)
 
 
 def scored_rows(prepared: Prepared, inputs: Inputs) -> Scored:

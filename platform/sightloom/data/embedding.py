@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import torch
 
 from sightloom.data.ledger import commit
 from sightloom.data.scoring import Row, ScorePlan, problem_of, to_row, to_table
+from sightloom.data.signals.banks import BankSpec, mean_labels, write_labels
 from sightloom.data.signals.clip import ClipModel, ClipSpec
 from sightloom.errors import SightloomError
 
@@ -29,14 +31,28 @@ class Embed:
         return embed_chunk(row, self.plan, self.models, self.embeddings)
 
 
-def embed_chunk(row: Row, plan: ScorePlan, models: Sequence[Any], keep_embeddings: Sequence[bool]) -> Row:
+def encode_labels(work: tuple[ClipSpec, tuple[tuple[BankSpec, str], ...]]) -> None:
+    """Encode the prompts of some banks by their scorer, on one core, and keep the label features in their folders."""
+    spec, banks = work
+    torch.set_num_threads(1)
+    model = ClipModel(spec, "cpu")
+
+    def encode(prompts: list[str]) -> npt.NDArray[np.float32]:
+        with torch.inference_mode():
+            return model.text_features(prompts).numpy()
+
+    for bank, folder in banks:
+        write_labels(folder, mean_labels(bank.bank, encode, model.scale))
+
+
+def embed_chunk(row: Row, plan: ScorePlan, models: Sequence[Any], keep: Sequence[bool]) -> Row:
     """Score a chunk by every model that misses it and commit one group each.
 
     Args:
         row: what `measure_chunk` returned.
         plan: the groups, in the order of `models`.
         models: `signals.clip.ClipModel`s.
-        keep_embeddings: for each model, whether its image features are stored.
+        keep: for each model, whether its image features are stored.
     """
     header = json.loads(row["header"])
     scored = [number - 1 for number in header.get("missing", ()) if number > 0]
@@ -54,15 +70,14 @@ def embed_chunk(row: Row, plan: ScorePlan, models: Sequence[Any], keep_embedding
             result = models[number].score(crops[wanted], [texts[place] for place in wanted])
             group = plan.clips[number]
             scores: list[float | None] = [None] * header["rows"]
-            features: list[bytes | None] = [None] * header["rows"]
-            for place, cosine, image_D in zip(wanted, result.cosine_N, result.image_ND, strict=True):
+            features = np.zeros((header["rows"], models[number].spec.dim), np.float16) if keep[number] else None
+            for place, cosine in zip(wanted, result.cosine_N, strict=True):
                 scores[rows_n[place]] = float(cosine)
-                features[rows_n[place]] = image_D.tobytes()
+            if features is not None:
+                features[rows_n[wanted]] = result.image_ND
             columns = {group.name: pa.array(scores, pa.float32())}
-            if keep_embeddings[number]:
-                columns[f"emb_{group.name}"] = pa.array(features, pa.binary())
             facts = {"auc_rolled": result.auc_rolled, "scored": len(wanted)}
-            commit(group, header["chunk"], header["last"], pa.table(columns), facts)
+            commit(group, header["chunk"], header["last"], pa.table(columns), facts, features)
     except SightloomError as error:
         return to_row({**header, **problem_of(error)})
     return to_row(header)

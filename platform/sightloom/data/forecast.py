@@ -18,9 +18,9 @@ from sightloom.errors import UserMistake
 
 ROW_BYTES = 100_000  # of a raw record, where nothing of the corpus was scored yet
 BASE_BYTES = 300  # of a row's base columns
+SCORE_BYTES = 4  # of a row and score
 CORE_ROWS_PER_S = 170.0  # measured: one core at 448 x 336; 60 to 70 near one megapixel
 MEASURE_CPUS = 0.75
-EMBEDDING_BYTES = 1024  # of a row, 512 float16 features
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,8 @@ class Forecast:
     """What would run.
 
     `rows` is estimated from bytes where files are not scored yet; `row_bytes_assumed` says that nothing of the corpus
-    was scored and the size of a record is a guess. `hours` follow data.md §15 with `rows_per_s` a core.
+    was scored and the size of a record is a guess. `chunks_derived` counts chunks of banks and heads, which cost no
+    image and hardly time. `hours` follow data.md §15 with `rows_per_s` a core.
     """
 
     files: int
@@ -39,6 +40,7 @@ class Forecast:
     files_done: int
     chunks_done: int
     chunks_missing: int
+    chunks_derived: int
     urls_not_fetched: int
     refusals: tuple[str, ...]
     cores: int
@@ -86,9 +88,12 @@ def forecast(recipe: Recipe, cores: int, rows_per_s: float = CORE_ROWS_PER_S) ->
     for job in waiting.values():
         whole = math.ceil(max(1, job.file.size / row_bytes) / chunk_rows)
         missing += max(1, whole - len(job.done_everywhere))
+    done_chunks = sum(len(state.chunks) for state in states[0].values())
+    derived = len(prepared.derived) * (done_chunks + missing)
+    derived -= sum(len(state.chunks) for own in prepared.derived for state in committed(own.group).values())
     groups, actors = len(prepared.plan.groups), len(prepared.specs)
     left = rows - sum(known.get(file.file_id, 0) for file in done)
-    wide = sum(EMBEDDING_BYTES for spec in prepared.specs if spec.scorer.embeddings)
+    wide = sum(2 * spec.dim for spec in prepared.specs if spec.scorer.embeddings)
     return Forecast(
         files=len(files),
         bytes=sum(file.size for file in files),
@@ -96,18 +101,19 @@ def forecast(recipe: Recipe, cores: int, rows_per_s: float = CORE_ROWS_PER_S) ->
         row_bytes=round(row_bytes, 1),
         row_bytes_assumed=not measured,
         files_done=len(done),
-        chunks_done=sum(len(state.chunks) for state in states[0].values()),
+        chunks_done=done_chunks,
         chunks_missing=missing,
+        chunks_derived=derived,
         urls_not_fetched=urls,
         refusals=tuple(refusals),
         cores=cores,
         rows_per_s=rows_per_s,
         hours=round(left / (3600 * cores * rows_per_s), 6),
         object_store_mb=prepared.store_bytes(int(cores / MEASURE_CPUS), min(1, actors)) / 1e6,
-        columns_mb=rows * BASE_BYTES / 1e6,
+        columns_mb=rows * (BASE_BYTES + SCORE_BYTES * len(prepared.columns_of_scores)) / 1e6,
         embeddings_mb=rows * wide / 1e6,
-        puts=2 * missing * groups,
-        gets=len(waiting) + rows,
+        puts=2 * (missing * groups + derived) + missing * sum(spec.scorer.embeddings for spec in prepared.specs),
+        gets=len(waiting) + rows + 2 * derived,
     )
 
 

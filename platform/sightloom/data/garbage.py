@@ -45,8 +45,7 @@ def _named(base: str, uri: str) -> Iterator[str]:
     record, path = storage.read_json(uri), uri.removeprefix(base)
     if _COMMIT.match(path):
         group = path.rsplit("/", 2)[0]
-        if "fragment" in record:
-            yield f"{group}/{record['fragment']}"
+        yield from (f"{group}/{record[name]}" for name in ("fragment", "embeddings") if name in record)
         for name in ("tar", "table"):
             if name in record:
                 yield str(record[name]).removeprefix(base)

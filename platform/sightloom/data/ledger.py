@@ -13,6 +13,8 @@ import uuid
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -32,10 +34,17 @@ class Group:
     folder: str
 
     @classmethod
-    def make(cls, out: str, name: str, config: dict[str, Any]) -> Group:
-        """Name a group below OUT/scores by its configuration."""
+    def make(cls, out: str, name: str, config: dict[str, Any], more: str = "") -> Group:
+        """Name a group below OUT/scores by its configuration.
+
+        Args:
+            out: the curation's folder.
+            name: of the group.
+            config: what decides its columns.
+            more: ends the folder's name where it holds more than the columns (`-emb`); no part of the fingerprint.
+        """
         fingerprint = digest({"group": name, **config})[:12]
-        return cls(name, fingerprint, storage.join(out, "scores", f"{name}-{fingerprint}"))
+        return cls(name, fingerprint, storage.join(out, "scores", f"{name}-{fingerprint}{more}"))
 
     def describe(self, config: dict[str, Any], columns: dict[str, str]) -> None:
         """Write group.json once."""
@@ -87,8 +96,15 @@ def list_names(folder: str) -> list[str]:
         return []  # an empty folder
 
 
-def commit(group: Group, chunk_id: str, is_last: bool, table: pa.Table, facts: dict[str, Any]) -> bool:
-    """Write a fragment and name it by a commit.
+def commit(
+    group: Group,
+    chunk_id: str,
+    is_last: bool,
+    table: pa.Table,
+    facts: dict[str, Any],
+    embeddings: npt.NDArray[np.float16] | None = None,
+) -> bool:
+    """Write a fragment, and embeddings if there are any, and name them by a commit.
 
     Args:
         group: where.
@@ -96,6 +112,7 @@ def commit(group: Group, chunk_id: str, is_last: bool, table: pa.Table, facts: d
         is_last: whether it is its file's last chunk.
         table: one row a record, in source order.
         facts: what else the commit says (status counts, source).
+        embeddings: of the fragment's rows, float16 [rows, D].
 
     Returns:
         False when another writer had committed the chunk before; what is there counts.
@@ -104,6 +121,11 @@ def commit(group: Group, chunk_id: str, is_last: bool, table: pa.Table, facts: d
     fragment = f"data/{chunk_id}-{attempt}.parquet"
     data = parquet_bytes(table)
     storage.write(storage.join(group.folder, fragment), data)
+    if embeddings is not None:
+        facts = {**facts, "embeddings": f"emb/{chunk_id}-{attempt}.npy"}
+        sink = io.BytesIO()
+        np.save(sink, embeddings)
+        storage.write(storage.join(group.folder, facts["embeddings"]), sink.getvalue())
     record = {
         "chunk": chunk_id,
         "group": group.name,
@@ -138,8 +160,8 @@ def read_commit(group: Group, chunk_id: str, is_last: bool) -> dict[str, Any]:
     return record
 
 
-def read_fragment(group: Group, record: dict[str, Any]) -> pa.Table:
-    """Return the fragment that a commit names; SightloomError if it is gone or cut."""
+def read_fragment(group: Group, record: dict[str, Any], columns: list[str] | None = None) -> pa.Table:
+    """Return the fragment that a commit names, or some of its columns; SightloomError if it is gone or cut."""
     uri = storage.join(group.folder, record["fragment"])
     try:
         data = storage.read_bytes(uri)
@@ -148,7 +170,7 @@ def read_fragment(group: Group, record: dict[str, Any]) -> pa.Table:
     if len(data) != record["bytes"]:
         path = commit_uri(group, record["chunk"], record["last"])
         raise SightloomError(f"'{uri}' has {len(data)} bytes, its commit says {record['bytes']}", f"delete '{path}'")
-    return pq.read_table(io.BytesIO(data))
+    return pq.read_table(io.BytesIO(data), columns=columns)
 
 
 def parquet_bytes(table: pa.Table) -> bytes:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sightloom import storage
 from sightloom.config import digest, flatten
+from sightloom.data.derived import Derived, resolve_derived
 from sightloom.data.ledger import Group
 from sightloom.data.measure import COLUMNS, VERSION
 from sightloom.data.recipe import Recipe, jsonable
@@ -20,6 +23,7 @@ from sightloom.data.sources.config import KeptType, Source, UrlSource
 from sightloom.errors import UserMistake
 
 MANIFEST = "manifest.json"
+EMBEDDED = "-emb"
 
 
 @dataclass(frozen=True)
@@ -32,11 +36,12 @@ class Prepared:
     plan: ScorePlan
     selection: Compiled
     base_config: dict[str, Any]
+    derived: tuple[Derived, ...]
 
     @property
     def groups(self) -> tuple[Group, ...]:
-        """All groups of columns, base first."""
-        return self.plan.groups
+        """All groups of columns, base first, derived ones last."""
+        return (*self.plan.groups, *(derived.group for derived in self.derived))
 
     @property
     def shard_folder(self) -> str:
@@ -45,15 +50,15 @@ class Prepared:
 
     @property
     def columns_of_scores(self) -> tuple[str, ...]:
-        """The scorers' columns."""
-        return tuple(spec.column for spec in self.specs)
+        """The columns of scorers, banks and heads that are numbers."""
+        return tuple(name for name, kind in _score_columns(self.specs, self.derived).items() if kind == "float")
 
     @property
     def columns(self) -> dict[str, str]:
         """The type of every column there will be, by name."""
         types = {name: str(kind) for name, (kind, _) in COLUMNS.items()} | {"text_count": "int32"}
         types |= {f"src_{name}": kind for name, kind in self.plan.keep_fields.items()}
-        return types | {spec.column: "float" for spec in self.specs}
+        return types | _score_columns(self.specs, self.derived)
 
     def store_bytes(self, measuring: int, actors: int) -> int:
         """Return what Ray's object store must hold: the cut pictures of all chunks that are under way at once."""
@@ -70,7 +75,8 @@ def prepare(recipe: Recipe, replace: bool) -> Prepared:
     """
     recipe = _absolute(recipe)
     identity = recipe_identity(recipe)
-    specs = tuple(resolve(scorer) for scorer in recipe.score.clip)
+    resolved = [_group_of(recipe.out, resolve(scorer)) for scorer in recipe.score.clip]
+    specs, clips = tuple(spec for spec, _ in resolved), tuple(group for _, group in resolved)
     keep: dict[str, KeptType] = {}
     for source in recipe.source:
         keep |= source.keep_fields
@@ -80,7 +86,6 @@ def prepare(recipe: Recipe, replace: bool) -> Prepared:
         "keep_fields": dict(sorted(keep.items())),
     }
     base = Group.make(recipe.out, "base", base_config)
-    clips = tuple(Group.make(recipe.out, spec.column, spec.identity()) for spec in specs)
     crops = tuple(dict.fromkeys(spec.crop for spec in specs))
     plan = ScorePlan(
         base,
@@ -91,8 +96,10 @@ def prepare(recipe: Recipe, replace: bool) -> Prepared:
         recipe.score.decode,
         keep,
     )
-    selection = compile_selection(recipe.select, list(_columns(keep, specs)))
-    prepared = Prepared(recipe, identity, specs, plan, selection, base_config)
+    taken = [*COLUMNS, "text_count", *(f"src_{name}" for name in keep), *(spec.column for spec in specs)]
+    derived = resolve_derived(recipe.out, recipe.score, specs, clips, taken)
+    selection = compile_selection(recipe.select, [*taken, *_score_columns((), derived)])
+    prepared = Prepared(recipe, identity, specs, plan, selection, base_config, derived)
     preferred = recipe.dedup.prefer
     if preferred is not None and preferred not in prepared.columns:
         raise UserMistake(f"dedup.prefer names no column '{preferred}'", f"have: {', '.join(sorted(prepared.columns))}")
@@ -115,19 +122,41 @@ def open_out(prepared: Prepared, single_writer: bool) -> None:
     prepared.plan.base.describe(prepared.base_config, {name: str(kind) for name, (kind, _) in COLUMNS.items()})
     for group, spec in zip(prepared.plan.clips, prepared.specs, strict=True):
         group.describe(spec.identity(), {spec.column: "float"})
+    for derived in prepared.derived:
+        derived.group.describe(derived.spec.identity(), derived.spec.columns)
 
 
-def _columns(keep: dict[str, KeptType], specs: tuple[ClipSpec, ...]) -> list[str]:
-    return [*COLUMNS, "text_count", *(f"src_{name}" for name in keep), *(spec.column for spec in specs)]
+def _group_of(out: str, spec: ClipSpec) -> tuple[ClipSpec, Group]:
+    """Return a scorer and its group of columns.
+
+    Embeddings change no score and no fingerprint, but they cannot be added to what is committed: a group with them has
+    a folder of its own. Where only that one exists, it serves (and grows, embeddings included) without them asked for.
+    """
+    plain, whole = (Group.make(out, spec.column, spec.identity(), more) for more in ("", EMBEDDED))
+    described = [storage.exists(storage.join(group.folder, "group.json")) for group in (plain, whole)]
+    if spec.scorer.embeddings or described == [False, True]:
+        scorer = spec.scorer.model_copy(update={"embeddings": True})
+        return dataclasses.replace(spec, scorer=scorer), whole
+    return spec, plain
+
+
+def _score_columns(specs: Sequence[ClipSpec], every: Sequence[Derived]) -> dict[str, str]:
+    """Return the type of each column of scorers, banks and heads."""
+    found = {spec.column: "float" for spec in specs}
+    for derived in every:
+        found |= derived.spec.columns
+    return found
 
 
 def recipe_identity(recipe: Recipe) -> dict[str, Any]:
-    """Return the part of a recipe that decides the shards: no workers, no output folder, no report."""
+    """Return the part of a recipe that decides the shards: no workers, no output, no report, no embeddings stored."""
     identity = jsonable(recipe)
     for name in ("out", "report", "fit"):
         identity.pop(name)
     for name in ("workers", "max_failed"):
         identity["score"].pop(name)
+    for scorer in identity["score"]["clip"]:
+        scorer.pop("embeddings")
     return identity
 
 
@@ -187,6 +216,8 @@ def _absolute(recipe: Recipe) -> Recipe:
     for scorer in data["score"]["clip"]:
         if scorer["model"].startswith(LOCAL):
             scorer["model"] = LOCAL + _path(scorer["model"].removeprefix(LOCAL))
+    for head in data["score"]["heads"]:
+        head["weights"] = _path(head["weights"])
     return Recipe.model_validate(data)
 
 

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from sightloom import storage
 from sightloom.config import digest
 from sightloom.data import artifacts, engine, fetch
-from sightloom.data.curation import compact, dedup, report, scored_rows, select
+from sightloom.data.curation import compact, dedup, derive_missing, report, scored_rows, select
 from sightloom.data.fetch import Inputs
 from sightloom.data.fetch.lists import url_lists
 from sightloom.data.forecast import Forecast, forecast
@@ -137,6 +137,7 @@ class _Found:
 def _judge(prepared: Prepared, inputs: Inputs, html: str | None) -> _Found:
     """Select among the sample as `curate` would, and write its page if it is asked for."""
     silent = NullProgress()
+    derive_missing(prepared, inputs.files, silent)
     compact(prepared, inputs.files, 0)
     scored = scored_rows(prepared, inputs)
     duplicates = dedup(prepared, scored, silent)

@@ -34,11 +34,13 @@ class StepResult:
 
 @dataclass(frozen=True, kw_only=True)
 class CurationResult(StepResult):
-    """What became of every row, and where the shards and the page are (empty: not written by this step)."""
+    """What became of every row, where the shards and the page are (empty: not written by this step), and under which
+    licence each scorer's weights are (None: not known)."""
 
     manifest: str
     shards: int
     report: str
+    licences: dict[str, str | None]
 
     def to_json(self) -> dict[str, Any]:
         """Return the result as every command prints it."""
@@ -102,5 +104,6 @@ def of_manifest(manifest: Manifest, page: str, clock: Clock) -> CurationResult:
         shards=len(manifest.shards),
         samples_per_s=clock.rate(totals.rows_in),
         report=page,
+        licences={scorer["name"]: scorer["licence"] for scorer in manifest.scorers},
         seconds=clock.seconds,
     )

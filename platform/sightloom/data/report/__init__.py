@@ -66,7 +66,7 @@ def collect(
 ) -> dict[str, Any]:
     """Return everything that the page says, as plain data."""
     totals, recipe = manifest.totals, prepared.recipe
-    scorers = {name: mean_separation(found) for name, found in scored.separations.items()}
+    scorers = {spec.column: mean_separation(scored.separations[spec.column]) for spec in prepared.specs}
     warnings = [
         f"{name} hardly tells true captions from the next one's here (AUC {value:.2f}): choose another scorer"
         for name, value in scorers.items()

@@ -48,6 +48,7 @@ class Scored:
     runs: tuple[_Run, ...]
     segments: tuple[tuple[Segment, ...], ...]  # for each group
     rows_per_file: tuple[int, ...]
+    groups: tuple[Group, ...]
 
     def batches(self, names: Sequence[str]) -> Iterator[pa.Table]:
         """Yield some columns of all rows, table by table in order; SightloomError names missing columns."""
@@ -158,7 +159,7 @@ def open_scores(files: Sequence[SourceFile], groups: Sequence[Group], states: Se
         group.name: tuple(_separations(own, wanted)) for group, own in zip(groups[1:], segments[1:], strict=True)
     }
     parts = tuple(tuple(own) for own in segments)
-    return Scored(row, tuple(chunks), separations, dict(status), tuple(runs), parts, tuple(per_file))
+    return Scored(row, tuple(chunks), separations, dict(status), tuple(runs), parts, tuple(per_file), tuple(groups))
 
 
 def _separations(segments: Sequence[Segment], wanted: frozenset[str]) -> list[tuple[int, float]]:

@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from sightloom.data.signals.config import origin_of
 from sightloom.errors import UserMistake
 
 MAX_TEXT = 4000
@@ -174,9 +175,9 @@ class _Compiler:
         if name not in self.available:
             near = difflib.get_close_matches(name, self.available, n=1)
             guess = f"did you mean '{near[0]}'? " if near else ""
-            raise UserMistake(
-                f"`{self.text[:200]}` needs column '{name}'", f"{guess}have: {', '.join(sorted(self.available))}"
-            )
+            have = f"{guess}have: {', '.join(sorted(self.available))}"
+            todo = origin_of(name)
+            raise UserMistake(f"`{self.text[:200]}` needs column '{name}'", f"{have}; {todo}" if todo else have)
         self.columns.add(name)
         return lambda table: table.column(name)
 

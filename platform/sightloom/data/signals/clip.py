@@ -39,6 +39,7 @@ class ClipSpec:
     crop: CropSpec
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    dim: int
 
     @property
     def column(self) -> str:
@@ -130,7 +131,7 @@ def _spec(scorer: ClipScorer, model: dict[str, Any], picture: dict[str, Any], we
         )
     mean = tuple(picture.get("mean") or open_clip.OPENAI_DATASET_MEAN)
     std = tuple(picture.get("std") or open_clip.OPENAI_DATASET_STD)
-    return ClipSpec(scorer, weights, CropSpec(side, resize, interpolation), mean, std)
+    return ClipSpec(scorer, weights, CropSpec(side, resize, interpolation), mean, std, int(model["embed_dim"]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,13 +164,18 @@ class ClipModel:
         """Score N pictures against their texts."""
         if not len(texts):
             empty = np.zeros(0, np.float32)
-            return ClipScores(empty, np.zeros((0, 1), np.float16), None)
+            return ClipScores(empty, np.zeros((0, self.spec.dim), np.float16), None)
         with torch.inference_mode():
             image_ND, text_ND = self.image_features(crops_NHWC), self.text_features(texts)
             cosine_N = (image_ND * text_ND).sum(-1).cpu().numpy()
             rolled_N = (image_ND * text_ND.roll(-1, 0)).sum(-1).cpu().numpy()
         separation = rank_auc(cosine_N, rolled_N) if len(texts) > 1 else None
         return ClipScores(cosine_N, image_ND.cpu().numpy().astype(np.float16), separation)
+
+    @property
+    def scale(self) -> float:
+        """What the model multiplies cosines by, as trained."""
+        return float(self.model.logit_scale.detach().float().exp())
 
     def image_features(self, crops_NHWC: npt.NDArray[np.uint8]) -> torch.Tensor:
         """Return normalised image features, float32 [N, D]."""

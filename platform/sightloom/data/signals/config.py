@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
 from pydantic import Field, model_validator
 
 from sightloom.config import Frozen
+from sightloom.data.signals.prompts import PROMPTS
 from sightloom.records import Kind
 
+SHORT_PATTERN = r"^[a-z][a-z0-9_]{0,19}$"  # names and labels of banks: a sample's JSON holds both and a number
 COLUMN_PATTERN = r"^[a-z][a-z0-9_]{0,39}$"
 
 
@@ -23,6 +26,54 @@ class ClipScorer(Frozen):
     kinds: tuple[Kind, ...] = ("pair",)
     batch: int = Field(default=128, ge=1)
     seed: int = Field(default=0, description="of random weights, where there are no pretrained ones")
+    licence: str | None = None
+
+
+class Bank(Frozen):
+    """Labels by prompts: shares `<name>_<label>` and `<name>_top`, from the stored embeddings of a scorer.
+
+    A prompt is plain text; `{}` in it stands for the label's words. The bank called `domain` lets a domain that the
+    source declares win in `domain_top`.
+    """
+
+    name: str = Field(pattern=SHORT_PATTERN)
+    scorer: str = Field(description="a name in score.clip, with embeddings: true")
+    prompts: dict[str, tuple[str, ...]] | None = Field(default=None, description="null = the built-in set of this name")
+    scale: float | None = Field(default=None, gt=0, description="of the cosines; null = the scorer's own")
+
+    @model_validator(mode="after")
+    def _labelled(self) -> Bank:
+        if self.prompts is None and self.name not in PROMPTS:
+            raise ValueError(
+                f"no built-in prompts for bank '{self.name}' (there are {', '.join(PROMPTS)}): give prompts"
+            )
+        for label in self.labels:
+            if not re.match(SHORT_PATTERN, label) or label == "top":
+                raise ValueError(f"'{label}' is no label of bank '{self.name}': lower case, digits, _, not 'top'")
+            if not self.prompts_of(label) or not all(prompt.strip() for prompt in self.prompts_of(label)):
+                raise ValueError(f"label '{label}' of bank '{self.name}' has no prompt, or an empty one")
+        if len(self.labels) < 2:
+            raise ValueError(f"bank '{self.name}' needs two labels or more: shares of one are always 1")
+        return self
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The labels in order."""
+        return tuple(self.prompts if self.prompts is not None else PROMPTS[self.name])
+
+    def prompts_of(self, label: str) -> tuple[str, ...]:
+        """Return the prompts of a label, its words put in."""
+        given = self.prompts if self.prompts is not None else PROMPTS[self.name]
+        return tuple(prompt.replace("{}", label.replace("_", " ")) for prompt in given[label])
+
+
+class Head(Frozen):
+    """A trained layer or perceptron on the stored embeddings of a scorer; its column is `head_<name>`."""
+
+    name: str = Field(pattern=SHORT_PATTERN)
+    scorer: str = Field(description="a name in score.clip, with embeddings: true")
+    weights: str = Field(min_length=1, description="a safetensors file, see signals/heads.py")
+    activation: Literal["none", "relu"] | None = Field(default=None, description="between layers; LAION's head: none")
     licence: str | None = None
 
 
@@ -46,13 +97,43 @@ class ScoreConfig(Frozen):
 
     chunk_rows: int = Field(default=256, ge=32, le=4096)
     clip: tuple[ClipScorer, ...] = ()
+    banks: tuple[Bank, ...] = ()
+    heads: tuple[Head, ...] = ()
     decode: DecodeLimits = DecodeLimits()
     workers: Workers = Workers()
     max_failed: float = Field(default=0.0, ge=0.0, le=1.0, description="share of rows that may fail inside")
 
     @model_validator(mode="after")
     def _names_differ(self) -> ScoreConfig:
-        names = [scorer.name for scorer in self.clip]
-        if len(names) != len(set(names)):
-            raise ValueError("two scorers in score.clip have the same name")
+        for place, listed in (("clip", self.clip), ("banks", self.banks), ("heads", self.heads)):
+            names = [one.name for one in listed]
+            if len(names) != len(set(names)):
+                raise ValueError(f"two entries of score.{place} have the same name")
         return self
+
+
+def origin_of(column: str) -> str:
+    """Say where a column that is not there would come from; empty if no part of `score` makes such a name."""
+    if column.startswith("clip_"):
+        return "add the scorer to score.clip"
+    if column.startswith("head_"):
+        return "add the head to score.heads"
+    return "add the bank to score.banks" if column.split("_")[0] in PROMPTS and "_" in column else ""
+
+
+# Licences of open_clip's pretrained tags, by how a tag begins: as their publishers give them.
+LICENCES = {
+    "openai": "mit",
+    "laion": "mit",
+    "datacomp_": "mit",
+    "datacomp1b": "mit",
+    "commonpool": "mit",
+    "webli": "apache-2.0",
+    "metaclip": "cc-by-nc-4.0",
+}
+
+
+def licence_of(scorer: ClipScorer) -> str | None:
+    """Return the licence of a scorer's weights: as the recipe gives it, else as known of its tag."""
+    known = (name for begin, name in LICENCES.items() if (scorer.pretrained or "").startswith(begin))
+    return scorer.licence or next(known, None)
