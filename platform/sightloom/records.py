@@ -1,5 +1,6 @@
 """The nouns that travel between rooms: pairs, conversations and checkable answers (data.md §13)."""
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal, get_args
 
@@ -48,7 +49,7 @@ class Answer:
             sizes = (4,) if kind == "box" else (2, 4)
             if not isinstance(answer, list) or len(answer) not in sizes or not all(_is_coordinate(x) for x in answer):
                 raise InvalidRecord(f"{pointer}.value", f"expected {' or '.join(map(str, sizes))} numbers in 0–1000")
-        if kind == "number" and (isinstance(answer, bool) or not isinstance(answer, (int, float))):
+        if kind == "number" and not _is_number(answer):
             raise InvalidRecord(f"{pointer}.value", f"expected a number, got {answer!r}")
         if kind in ("text", "choice") and not isinstance(answer, str):
             raise InvalidRecord(f"{pointer}.value", f"expected a string, got {answer!r}")
@@ -58,8 +59,8 @@ class Answer:
         if not isinstance(options, list) or not all(isinstance(option, str) for option in options):
             raise InvalidRecord(f"{pointer}.options", "expected a list of strings")
         tolerance = fields.get("tolerance")
-        if tolerance is not None and (isinstance(tolerance, bool) or not isinstance(tolerance, (int, float))):
-            raise InvalidRecord(f"{pointer}.tolerance", f"expected a number, got {tolerance!r}")
+        if tolerance is not None and not (_is_number(tolerance) and tolerance >= 0):
+            raise InvalidRecord(f"{pointer}.tolerance", f"expected a number that is not negative, got {tolerance!r}")
         return cls(kind, tuple(answer) if isinstance(answer, list) else answer, tuple(options), tolerance)
 
     def to_json(self) -> dict[str, Any]:
@@ -97,9 +98,10 @@ class Message:
             raise InvalidRecord(f"{pointer}.content", f"expected at most one image, got {images}")
         if images and role != "user":
             raise InvalidRecord(f"{pointer}.content", "an image stands only in a user's turn")
+        if not text and not images:
+            raise InvalidRecord(f"{pointer}.content", "is empty")
         for name, words in (("content", text), ("reasoning", reasoning or "")):
-            if "<think>" in words or "</think>" in words:
-                raise InvalidRecord(f"{pointer}.{name}", "no think marks in text; reasoning has its own field")
+            _check_words(words, f"{pointer}.{name}")
         return cls(role, text, bool(images), reasoning)
 
     def to_json(self) -> dict[str, Any]:
@@ -136,19 +138,28 @@ class Conversation:
         for name in ("id", "kind", "task", "domain"):
             if not isinstance(value.get(name), str) or not value[name]:
                 raise InvalidRecord(name, "expected a non-empty string")
+            _check_words(value[name], name)
         if value["kind"] not in ("conversation", "preference"):
             raise InvalidRecord("kind", f"expected conversation or preference, got {value['kind']!r}")
         raw = value.get("messages")
         if not isinstance(raw, list) or not raw:
             raise InvalidRecord("messages", "expected a non-empty list")
         messages = [Message.from_json(item, f"messages.{index}") for index, item in enumerate(raw)]
-        if isinstance(reasoning := value.get("reasoning"), str) and messages[-1].role == "assistant":
-            last = messages[-1]
-            messages[-1] = Message(last.role, last.text, last.image, last.reasoning or reasoning)
+        reasoning = value.get("reasoning")
+        if reasoning is not None:
+            if not isinstance(reasoning, str):
+                raise InvalidRecord("reasoning", f"expected a string, got {type(reasoning).__name__}")
+            _check_words(reasoning, "reasoning")
+            if messages[-1].role == "assistant":
+                messages[-1] = replace(messages[-1], reasoning=messages[-1].reasoning or reasoning)
         answer = None if value.get("answer") is None else Answer.from_json(value["answer"])
         _check_turns(messages, value["kind"], answer)
         chosen = rejected = None
-        if value["kind"] == "preference":
+        if value["kind"] != "preference":
+            for name in ("chosen", "rejected"):
+                if value.get(name) is not None:
+                    raise InvalidRecord(name, "stands only in a record of kind preference")
+        else:
             chosen = Message.from_json(value.get("chosen"), "chosen")
             rejected = Message.from_json(value.get("rejected"), "rejected")
             for name, message in (("chosen", chosen), ("rejected", rejected)):
@@ -253,5 +264,16 @@ def _mapping(value: Any, pointer: str, known: set[str]) -> dict[str, Any]:
     return value
 
 
+def _check_words(words: str, pointer: str) -> None:
+    if "<think>" in words or "</think>" in words:
+        raise InvalidRecord(pointer, "no think marks in text; reasoning has its own field")
+    if "\0" in words or any("\ud800" <= letter <= "\udfff" for letter in words):
+        raise InvalidRecord(pointer, "holds a NUL or half a surrogate pair, which is no text")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
 def _is_coordinate(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= 1000
+    return _is_number(value) and 0 <= value <= 1000

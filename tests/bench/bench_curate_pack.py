@@ -88,7 +88,13 @@ def _table(files: list[SourceFile]) -> pa.Table:
                 row |= {"src": file.uri, "src_pos": record["pos"], "src_offset": record["offset"], "_file": number}
                 row |= {"src_size": record["size"], "source_key": record["key"], "width": 1, "height": 1}
                 row |= {"sha256": hashlib.sha256(record["image"]).hexdigest(), "text_chars": len(record["text"])}
-                rows.append(row | {"payload_bytes": len(record["image"]) + len(record["text"]) + 2})
+                rows.append(
+                    row
+                    | {
+                        "image_bytes": len(record["image"]),
+                        "payload_bytes": len(record["image"]) + len(record["text"]) + 2,
+                    }
+                )
     schema = pa.schema([(name, kind) for name, (kind, _) in COLUMNS.items()] + [("_file", pa.int32())])
     return pa.Table.from_pylist(rows, schema=schema)
 
@@ -106,8 +112,8 @@ def _pack(pool: Executor, files: list[SourceFile], kept: pa.Table, out: Path, or
     started = time.perf_counter()
     config = PackConfig.model_validate({"max_mb": 100, "order": order})
     jobs = [
-        ShardJob(f"x-{number:06d}", rows, dict(enumerate(files)), (), str(out), f"{out}/commit/{number}.json")
-        for number, rows in enumerate(shard_slices(plan_shards(kept, config, 0, 0)))
+        ShardJob(name, rows, dict(enumerate(files)), (), str(out), f"{out}/commit/{name}.json")
+        for name, rows in shard_slices(plan_shards(kept, config, 0, 0), "x")
     ]
     list(pool.map(build, jobs))
     return time.perf_counter() - started

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +17,7 @@ import sightloom
 from sightloom import storage
 from sightloom.config import canonical_json, digest, flatten
 from sightloom.data.dedup.duplicates import Duplicates, uid_halves
+from sightloom.data.fetch import Inputs
 from sightloom.data.ledger import list_names, parquet_bytes
 from sightloom.data.measure import COLUMNS
 from sightloom.data.prepare import MANIFEST, Prepared, describe_source
@@ -22,21 +25,23 @@ from sightloom.data.recipe import Recipe
 from sightloom.data.segments import SEGMENT_ROWS
 from sightloom.data.select.choose import Cut, Decision
 from sightloom.data.select.columns import Scored
-from sightloom.data.shards.manifest import FORMAT, Manifest, Shard, Totals
+from sightloom.data.shards.foreign import foreign_files
+from sightloom.data.shards.manifest import FORMAT, BuiltShard, File, Manifest, Totals
 from sightloom.data.shards.pack import TABLE_COLUMNS
 from sightloom.data.signals.config import licence_of
 from sightloom.data.signals.heads import HeadSpec
-from sightloom.data.sources.chunks import SourceFile
 
 if TYPE_CHECKING:
     from sightloom.tracking import Tracker
 
-PLAN_COLUMNS = ("shard", "pos", "key", "uid", "copy", "src", "src_pos", "src_offset", "src_size", "bound_bytes")
+PLAN_COLUMNS = ("shard", "series", "pos", "key", "uid", "copy", "src", "src_pos", "src_offset", "src_size",
+                "bound_bytes")  # fmt: skip
 OWN_DOCS = {
     "key": "name of the sample's members",
     "offset": "first byte of the sample in its tar",
     "size": "bytes of the whole sample, headers included",
     "image_ext": "extension of the image member",
+    "has_preference": "carries a chosen and a rejected answer",
 }
 
 
@@ -163,7 +168,7 @@ def write_plan(out: str, fingerprint: str, planned: pa.Table) -> str:
 
 
 def forget_other_plans(recipe: Recipe, fingerprint: str) -> None:
-    """Drop the shard commits of other plans for this name: their tars are about to be replaced."""
+    """Drop the shard commits of other plans for this name, finished or not: their tars are about to be replaced."""
     root = storage.join(recipe.out, "plan")
     for info in storage.listing(storage.join(root, "*", "commit", f"{recipe.name}-*.json")) if _any(recipe) else ():
         if f"/plan/{fingerprint}/" not in info.uri:
@@ -182,16 +187,27 @@ def delete_strangers(folder: str, manifest: Manifest) -> None:
             storage.delete(storage.join(folder, name))
 
 
+def write_foreign(folder: str, built: Sequence[BuiltShard]) -> tuple[File, ...]:
+    """Write what other readers need beside the shards; return the files' checksums."""
+    images = Counter[str]()
+    for one in built:
+        images.update(one.images)
+    found = foreign_files([one.shard for one in built], images)
+    for name, data in found.items():
+        storage.write(storage.join(folder, name), data)
+    return tuple(File(name=name, sha256=hashlib.sha256(data).hexdigest()) for name, data in sorted(found.items()))
+
+
 def make_manifest(
     prepared: Prepared,
-    per_source: list[list[SourceFile]],
+    inputs: Inputs,
     decision: Decision,
-    not_fetched: dict[str, int],
     fingerprint: dict[str, Any],
-    entries: Sequence[dict[str, Any]],
+    built: Sequence[BuiltShard],
+    files: tuple[File, ...],
 ) -> Manifest:
     """Put together what the shards hold and how they came about."""
-    shards = tuple(Shard.model_validate(entry) for entry in entries)
+    shards, not_fetched = tuple(one.shard for one in built), inputs.not_fetched
     domains: dict[str, int] = {}
     for shard in shards:
         for name, count in shard.domains.items():
@@ -206,7 +222,7 @@ def make_manifest(
         bytes=sum(shard.bytes for shard in shards),
         domains=dict(sorted(domains.items())),
     )
-    sources = [describe_source(s, files) for s, files in zip(prepared.recipe.source, per_source, strict=True)]
+    sources = [describe_source(s, files) for s, files in zip(prepared.recipe.source, inputs.per_source, strict=True)]
     manifest = Manifest(
         format=FORMAT,
         name=prepared.recipe.name,
@@ -218,6 +234,7 @@ def make_manifest(
         scorers=tuple(_scorers(prepared)),
         sources=tuple(sources),
         fingerprints=fingerprint,
+        files=files,
         uri=storage.join(prepared.shard_folder, MANIFEST),
     )
     return manifest.model_copy(update={"digest": manifest.content_digest()})
@@ -248,7 +265,7 @@ def _scorers(prepared: Prepared) -> Iterator[dict[str, Any]]:
 
 def _columns(prepared: Prepared) -> dict[str, dict[str, str]]:
     """Describe the columns of the shard tables."""
-    types = {"key": "string", "offset": "int64", "size": "int64", "image_ext": "string"}
+    types = {"key": "string", "offset": "int64", "size": "int64", "image_ext": "string", "has_preference": "bool"}
     described = {name: {"type": kind, "group": "shard", "doc": OWN_DOCS[name]} for name, kind in types.items()}
     for name in ("uid", *TABLE_COLUMNS):
         described[name] = {"type": str(COLUMNS[name][0]), "group": "base", "doc": COLUMNS[name][1]}

@@ -19,7 +19,7 @@ from sightloom.data.derived import blocks, derive, unlabelled
 from sightloom.data.embedding import encode_labels
 from sightloom.data.fetch import Inputs
 from sightloom.data.ledger import committed
-from sightloom.data.prepare import MANIFEST, Prepared, open_out, prepare, refuse_other, source_files
+from sightloom.data.prepare import COUNTED, MANIFEST, Prepared, open_out, prepare, refuse_other, source_files
 from sightloom.data.recipe import Recipe
 from sightloom.data.report import columns_shown, write_report
 from sightloom.data.results import Clock, CurationResult, of_manifest
@@ -27,7 +27,7 @@ from sightloom.data.scoring import Job, jobs
 from sightloom.data.segments import SEGMENT_ROWS, next_compactions, publish, write_segment
 from sightloom.data.select.choose import Decision, choose, with_counts
 from sightloom.data.select.columns import FILE, Scored, open_scores
-from sightloom.data.shards.manifest import Manifest
+from sightloom.data.shards.manifest import BuiltShard, Manifest
 from sightloom.data.shards.pack import TABLE_COLUMNS, ShardJob, build
 from sightloom.data.shards.plan import plan_shards, shard_slices
 from sightloom.data.sources.chunks import SourceFile
@@ -39,8 +39,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CurationResult", "Settings", "curate"]
 
-PACKED = ("uid", "src", "src_pos", "src_offset", "src_size", "payload_bytes", *TABLE_COLUMNS, FILE)
-COUNTED = "text_count"
+PACKED = ("uid", "src", "src_pos", "src_offset", "src_size", "payload_bytes", "image_bytes", *TABLE_COLUMNS, FILE)
 
 
 @dataclass(frozen=True)
@@ -233,7 +232,8 @@ def pack(
     if finished is not None:
         return finished
     scores = (*prepared.columns_of_scores, *recipe.select.derive)
-    kept = scored.read((*PACKED, *prepared.columns_of_scores), decision.keep)
+    grouped = () if recipe.pack.group_by is None or recipe.pack.group_by in PACKED else (recipe.pack.group_by,)
+    kept = scored.read((*PACKED, *grouped, *prepared.columns_of_scores), decision.keep)
     derived = artifacts.read_derived(recipe.out, fingerprints["select"], scored.num_rows, tuple(recipe.select.derive))
     for name in recipe.select.derive:
         kept = kept.append_column(name, derived.column(name).filter(pa.array(decision.keep)))
@@ -241,26 +241,26 @@ def pack(
     plan_folder = artifacts.write_plan(recipe.out, fingerprints["plan"], planned)
     if replace:
         storage.delete(storage.join(folder, MANIFEST))
-        artifacts.forget_other_plans(recipe, fingerprints["plan"])
-    entries: dict[str, dict[str, Any]] = {}
+    artifacts.forget_other_plans(recipe, fingerprints["plan"])
+    encoding = None if recipe.pack.image == "keep" else recipe.pack.image
+    built: dict[str, dict[str, Any] | None] = {}
     waiting: list[ShardJob] = []
-    for number, rows in enumerate(shard_slices(planned)):
-        name = f"{recipe.name}-{number:06d}"
+    for name, rows in shard_slices(planned, recipe.name):
         commit_uri = storage.join(plan_folder, "commit", f"{name}.json")
+        built[name] = None
         if storage.exists(commit_uri) and storage.exists(storage.join(folder, f"{name}.tar")):
-            entries[name] = storage.read_json(commit_uri)
+            built[name] = storage.read_json(commit_uri)
         else:
             needed = {place: inputs.files[place] for place in set(rows.column(FILE).to_pylist())}
-            waiting.append(ShardJob(name, rows, needed, scores, folder, commit_uri))
-    with progress.step("pack", total=len(entries) + len(waiting), unit="shards") as step:
-        step.advance(len(entries))
-        for job, entry in engine.run_tasks(build, waiting, 1.0):
-            entries[job.name] = entry
+            waiting.append(ShardJob(name, rows, needed, scores, folder, commit_uri, encoding, recipe.score.decode))
+    with progress.step("pack", total=len(built), unit="shards") as step:
+        step.advance(len(built) - len(waiting))
+        for job, commit in engine.run_tasks(build, waiting, 1.0):
+            built[job.name] = commit
             step.advance()
-    ordered = [entries[name] for name in sorted(entries)]
-    manifest = artifacts.make_manifest(prepared, inputs.per_source, decision, inputs.not_fetched, fingerprints, ordered)
-    sizes = {entry.name: entry.samples for entry in manifest.shards}
-    storage.write(storage.join(folder, "sizes.json"), canonical_json(sizes))
+    shards = [BuiltShard.model_validate(commit) for commit in built.values()]
+    files = artifacts.write_foreign(folder, shards)
+    manifest = artifacts.make_manifest(prepared, inputs, decision, fingerprints, shards, files)
     artifacts.delete_strangers(folder, manifest)
     storage.write(manifest.uri, canonical_json(manifest))
     return manifest

@@ -17,6 +17,7 @@ from sightloom.data.recipe import Recipe, jsonable
 from sightloom.data.scoring import ScorePlan
 from sightloom.data.select.choose import Compiled, compile_selection
 from sightloom.data.shards.manifest import Manifest, read_manifest
+from sightloom.data.shards.series import is_groupable
 from sightloom.data.signals.clip import LOCAL, ClipSpec, resolve
 from sightloom.data.sources.chunks import SourceFile, list_files
 from sightloom.data.sources.config import KeptType, Source, UrlSource
@@ -24,6 +25,7 @@ from sightloom.errors import UserMistake
 
 MANIFEST = "manifest.json"
 EMBEDDED = "-emb"
+COUNTED = "text_count"  # computed where it is asked for, never stored
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class Prepared:
     @property
     def columns(self) -> dict[str, str]:
         """The type of every column there will be, by name."""
-        types = {name: str(kind) for name, (kind, _) in COLUMNS.items()} | {"text_count": "int32"}
+        types = {name: str(kind) for name, (kind, _) in COLUMNS.items()} | {COUNTED: "int32"}
         types |= {f"src_{name}": kind for name, kind in self.plan.keep_fields.items()}
         return types | _score_columns(self.specs, self.derived)
 
@@ -96,16 +98,24 @@ def prepare(recipe: Recipe, replace: bool) -> Prepared:
         recipe.score.decode,
         keep,
     )
-    taken = [*COLUMNS, "text_count", *(f"src_{name}" for name in keep), *(spec.column for spec in specs)]
+    taken = [*COLUMNS, COUNTED, *(f"src_{name}" for name in keep), *(spec.column for spec in specs)]
     derived = resolve_derived(recipe.out, recipe.score, specs, clips, taken)
     selection = compile_selection(recipe.select, [*taken, *_score_columns((), derived)])
     prepared = Prepared(recipe, identity, specs, plan, selection, base_config, derived)
     preferred = recipe.dedup.prefer
     if preferred is not None and preferred not in prepared.columns:
         raise UserMistake(f"dedup.prefer names no column '{preferred}'", f"have: {', '.join(sorted(prepared.columns))}")
+    _check_group(prepared.columns, recipe.pack.group_by)
     if not replace:
         refuse_other(prepared, None)
     return prepared
+
+
+def _check_group(columns: dict[str, str], name: str | None) -> None:
+    groups = sorted(column for column, kind in columns.items() if is_groupable(kind) and column != COUNTED)
+    if name is not None and name not in groups:
+        problem = f"is {columns[name]}, which names no series" if name in columns else "is not a column"
+        raise UserMistake(f"pack.group_by: '{name}' {problem}", f"have: {', '.join(groups)}")
 
 
 def open_out(prepared: Prepared, single_writer: bool) -> None:
@@ -171,7 +181,12 @@ def refuse_other(prepared: Prepared, plan_fingerprint: str | None, replace: bool
     uri = storage.join(prepared.shard_folder, MANIFEST)
     if not storage.exists(uri):
         return None
-    manifest = read_manifest(uri)
+    try:
+        manifest = read_manifest(uri)
+    except UserMistake:
+        if replace:
+            return None  # damaged or of another format: as good as none
+        raise
     if replace:
         same = manifest.recipe == prepared.identity and manifest.fingerprints.get("plan") == plan_fingerprint
         return manifest if same else None

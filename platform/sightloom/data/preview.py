@@ -145,7 +145,7 @@ def _judge(prepared: Prepared, inputs: Inputs, html: str | None) -> _Found:
     kept = scored.read(["payload_bytes"], decision.keep).column("payload_bytes")
     if html is not None:
         prints = artifacts.fingerprints(prepared, scored.chunks)
-        manifest = artifacts.make_manifest(prepared, inputs.per_source, decision, inputs.not_fetched, prints, [])
+        manifest = artifacts.make_manifest(prepared, inputs, decision, prints, [], ())
         page = report(prepared, inputs, scored, duplicates, decision, manifest, {}, silent)
         storage.write(html, storage.read_bytes(page))
     usable = scored.status.get("ok", 0)

@@ -27,6 +27,20 @@ class Shard(Frozen):
     kinds: dict[str, int]
 
 
+class BuiltShard(Frozen):
+    """What a shard's commit holds: its line in the manifest, and its samples by image extension (none: "")."""
+
+    shard: Shard
+    images: dict[str, int]
+
+
+class File(Frozen):
+    """A file beside the shards, for other readers; `name` is its path below the manifest's folder."""
+
+    name: str
+    sha256: str
+
+
 class Totals(Frozen):
     """What became of every row that went in: rows_in == kept + sum(dropped) + failed."""
 
@@ -53,6 +67,7 @@ class Manifest(Frozen):
     scorers: tuple[dict[str, Any], ...] = ()
     sources: tuple[dict[str, Any], ...] = ()
     fingerprints: dict[str, Any]
+    files: tuple[File, ...] = ()
     digest: str = ""
     uri: str = pydantic.Field(default="", exclude=True)
 
@@ -71,7 +86,8 @@ class Manifest(Frozen):
 
     def content_digest(self) -> str:
         """SHA-256 of the canonical JSON of all but `digest` itself."""
-        return digest(self.model_dump(mode="json", exclude={"digest"}))
+        without = {"digest"} if self.files else {"digest", "files"}  # as manifests were that had none
+        return digest(self.model_dump(mode="json", exclude=without))
 
 
 def read_manifest(uri: str) -> Manifest:
@@ -87,6 +103,6 @@ def read_manifest(uri: str) -> Manifest:
     manifest = validate(Manifest, {**data, "uri": address}, address)
     if manifest.content_digest() != manifest.digest:
         raise UserMistake(
-            f"'{address}' does not match its own digest: it was edited or damaged", "run the curation again"
+            f"'{address}' does not match its own digest: it was edited or damaged", "curate again, with --replace"
         )
     return manifest

@@ -1,11 +1,9 @@
-"""The packing plan: the kept rows in order, cut into shards that hold both caps."""
+"""The packing plan: the kept rows in order, in series, cut into shards that hold both caps."""
 
 from __future__ import annotations
 
 import hashlib
 import itertools
-import json
-import math
 from collections import Counter
 from collections.abc import Iterator
 
@@ -15,74 +13,83 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sightloom.data.shards.config import PackConfig
+from sightloom.data.shards.cutting import assign
+from sightloom.data.shards.series import series_of
+from sightloom.data.shards.sizes import RECORD, upper_bounds, usual_sizes
 from sightloom.errors import UserMistake
-
-BLOCK = 512
-RECORD = 10_240  # a tar's size is a multiple of this
-MEMBERS = 3
-JSON_BOUND = 320  # uid, names of fields, numbers; addresses and scores come on top
-SCORE_BOUND = 72
 
 
 def plan_shards(kept: pa.Table, config: PackConfig, seed: int, num_scores: int) -> pa.Table:
-    """Order the kept rows and give each its shard, place and key.
+    """Order the kept rows and give each its series, shard, place and key.
 
     Args:
-        kept: the kept rows [N] with base columns.
-        config: caps and order.
+        kept: the kept rows [N] with base columns, and the column `config.group_by` if one is named.
+        config: caps, order and series.
         seed: of the shuffle.
         num_scores: how many scores a sample's JSON carries.
 
     Returns:
-        The rows in tar order with the columns `shard, pos, key, copy, bound_bytes` in front.
+        The rows in tar order with the columns `shard, pos, key, copy, bound_bytes, series` in front; `shard` counts
+        over all series, `series` is null where there is only one.
+
+    Raises:
+        UserMistake: a sample is over the cap by itself, a value of `group_by` names no series of its own, or a series
+            has fewer samples than the shards that it must have.
     """
     ordered = kept.take(pa.array(_order(kept, config, seed)))
-    bounds = _bounds(ordered, num_scores)
+    series = series_of(ordered, config.group_by)
+    if config.group_by is not None:
+        in_series = pc.sort_indices(pa.table({"s": series, "n": np.arange(len(series))}),
+                                    [("s", "ascending"), ("n", "ascending")])  # fmt: skip
+        ordered, series = ordered.take(in_series), series.take(in_series)
+    bounds, sizes = upper_bounds(ordered, num_scores), usual_sizes(ordered, num_scores)
     cap = int(config.max_mb * 1e6) - 2 * RECORD
     if len(bounds) and bounds.max() > cap:
-        worst = ordered.column("source_key")[int(bounds.argmax())].as_py()
+        worst = int(bounds.argmax())
         raise UserMistake(
-            f"sample '{worst}' needs up to {bounds.max() / 1e6:.1f} MB, pack.max_mb is {config.max_mb:g}",
+            f"sample '{ordered.column('source_key')[worst].as_py()}' of '{ordered.column('src')[worst].as_py()}' needs "
+            f"up to {bounds[worst] / 1e6:.3g} MB, pack.max_mb is {config.max_mb:g}",
             "raise pack.max_mb, or drop such samples by a rule on image_bytes",
         )
-    shard = assign(bounds, cap, config.max_samples)
-    first = np.searchsorted(shard, np.arange(shard.max() + 1 if len(shard) else 0))
-    pos = np.arange(len(shard)) - first[shard] if len(shard) else shard
+    shard = np.zeros(len(bounds), np.int64)
+    made = 0
+    for first, last in _runs(series):
+        rows = slice(first, last)
+        weights = sizes[rows] if config.equal == "bytes" else np.ones(last - first, np.int64)
+        cut = assign(bounds[rows], weights, cap, config.max_samples, config.multiple_of, series[first].as_py())
+        shard[rows] = made + cut
+        made += int(cut[-1]) + 1
     copies = _copies(ordered)
     uids = [uid.hex() for uid in ordered.column("uid").to_pylist()]
     keys = [uid if copy == 0 else f"{uid}-{copy}" for uid, copy in zip(uids, copies, strict=True)]
     front = {
         "shard": pa.array(shard, pa.int32()),
-        "pos": pa.array(pos, pa.int32()),
+        "pos": pa.array(np.arange(len(shard)) - np.searchsorted(shard, shard), pa.int32()),
         "key": pa.array(keys, pa.string()),
         "copy": pa.array(copies, pa.int16()),
         "bound_bytes": pa.array(bounds, pa.int64()),
+        "series": series,
     }
     return pa.table({**front, **{name: ordered.column(name) for name in ordered.column_names}})
 
 
-def shard_slices(planned: pa.Table) -> Iterator[pa.Table]:
-    """Yield the rows of each shard of a plan, in order."""
+def shard_slices(planned: pa.Table, name: str) -> Iterator[tuple[str, pa.Table]]:
+    """Yield each shard of a plan, in order: its name (`<name>[-<series>]-000000`) and its rows."""
     shard = planned.column("shard").to_numpy()
     borders = np.flatnonzero(np.diff(shard, prepend=-1, append=-1))
+    numbers = Counter[str]()
     for first, last in itertools.pairwise(borders):
-        yield planned.slice(int(first), int(last - first))
+        series = planned.column("series")[int(first)].as_py()
+        prefix = name if series is None else f"{name}-{series}"
+        yield f"{prefix}-{numbers[prefix]:06d}", planned.slice(int(first), int(last - first))
+        numbers[prefix] += 1
 
 
-def assign(bounds_N: npt.NDArray[np.int64], cap: int, max_samples: int) -> npt.NDArray[np.int64]:
-    """Return each sample's shard [N], ascending: as few shards as both caps allow, borders at equal bytes."""
-    total = int(bounds_N.sum())
-    if not total:
-        return np.zeros(0, np.int64)
-    middle = np.cumsum(bounds_N) - bounds_N / 2
-    shards = max(math.ceil(total / cap), math.ceil(len(bounds_N) / max_samples))
-    while True:
-        shard = np.minimum((middle * shards / total).astype(np.int64), shards - 1)
-        sizes = np.bincount(shard, weights=bounds_N, minlength=shards)
-        numbers = np.bincount(shard, minlength=shards)
-        if sizes.max() <= cap and numbers.max() <= max_samples:
-            return np.unique(shard, return_inverse=True)[1].astype(np.int64)
-        shards += 1
+def _runs(series: pa.Array) -> Iterator[tuple[int, int]]:
+    """Yield (first, last) of each run of one series."""
+    if len(series):
+        ends = pc.run_end_encode(series).run_ends.to_pylist()
+        yield from itertools.pairwise([0, *ends])
 
 
 def _order(kept: pa.Table, config: PackConfig, seed: int) -> pa.Array:
@@ -95,26 +102,13 @@ def _order(kept: pa.Table, config: PackConfig, seed: int) -> pa.Array:
     return pc.sort_indices(drawn, [("draw", "ascending"), ("src", "ascending"), ("src_pos", "ascending")])
 
 
-def _copies(ordered: pa.Table) -> list[int]:
+def _copies(ordered: pa.Table) -> npt.NDArray[np.int64]:
     """Number equal uids 0, 1, … by (source, position), whatever the order."""
     by_source = pc.sort_indices(ordered, [("src", "ascending"), ("src_pos", "ascending")]).to_pylist()
     uids = ordered.column("uid").to_pylist()
     seen: Counter[bytes] = Counter()
-    copies = [0] * len(uids)
+    copies = np.zeros(len(uids), np.int64)
     for row in by_source:
         copies[row] = seen[uids[row]]
         seen[uids[row]] += 1
     return copies
-
-
-def _bounds(ordered: pa.Table, num_scores: int) -> npt.NDArray[np.int64]:
-    """Return an upper bound of each sample's bytes in the tar."""
-    payload = ordered.column("payload_bytes").to_numpy(zero_copy_only=False)
-    extra = JSON_BOUND + SCORE_BOUND * num_scores
-    words = [
-        len(json.dumps([src, key, domain], ensure_ascii=False).encode("utf-8", "replace"))
-        for src, key, domain in zip(
-            *(ordered.column(name).to_pylist() for name in ("src", "source_key", "domain")), strict=True
-        )
-    ]
-    return np.asarray(payload + extra + np.asarray(words, np.int64) + MEMBERS * (2 * BLOCK - 1), np.int64)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -12,7 +13,7 @@ import pyarrow.compute as pc
 
 from sightloom import storage
 from sightloom.data.shards.manifest import Manifest, Shard
-from sightloom.data.shards.reader import IMAGE_EXTENSIONS, SampleReader, read_table
+from sightloom.data.shards.reader import SampleReader, read_table
 from sightloom.errors import SightloomError
 from sightloom.progress import Progress
 
@@ -43,6 +44,8 @@ def verify(manifest: Manifest, deep: bool, progress: Progress) -> Verification:
         for number, shard in enumerate(manifest.shards):
             problems += _check_files(manifest, number, shard)
             step.advance()
+        for file in manifest.files:
+            problems += _check_file(storage.join(manifest.folder, file.name), file.sha256)
     if not problems and manifest.shards:
         problems += _check_rows(manifest, deep)
     totals = manifest.totals
@@ -50,6 +53,8 @@ def verify(manifest: Manifest, deep: bool, progress: Progress) -> Verification:
         problems.append("the totals do not add up: rows_in is not kept + dropped + failed")
     if sum(shard.samples for shard in manifest.shards) != totals.samples:
         problems.append(f"the shards hold another number of samples than the totals say ({totals.samples})")
+    if sum(shard.bytes for shard in manifest.shards) != totals.bytes:
+        problems.append(f"the shards hold another number of bytes than the totals say ({totals.bytes})")
     return Verification(manifest.uri, len(manifest.shards), totals.samples, tuple(problems))
 
 
@@ -60,15 +65,19 @@ def _check_files(manifest: Manifest, number: int, shard: Shard) -> Iterator[str]
         (manifest.table_uri(number), shard.table_sha256),
     )
     for uri, digest in expected:
-        try:
-            if storage.sha256_file(uri) != digest:
-                yield f"'{uri}' is not what was written: its SHA-256 differs"
-        except SightloomError as error:
-            yield error.message
+        yield from _check_file(uri, digest)
+
+
+def _check_file(uri: str, digest: str) -> Iterator[str]:
+    try:
+        if storage.sha256_file(uri) != digest:
+            yield f"'{uri}' is not what was written: its SHA-256 differs"
+    except SightloomError as error:
+        yield error.message
 
 
 def _check_rows(manifest: Manifest, deep: bool) -> list[str]:
-    table = read_table(manifest, ["key", "offset", "size", "sha256"])
+    table = read_table(manifest, ["key", "uid", "offset", "size", "image_ext", "kind", "sha256"])
     problems = []
     keys = table.column("key").to_pylist()
     if len(set(keys)) != len(keys):
@@ -92,7 +101,12 @@ def _check_samples(manifest: Manifest, table: pa.Table) -> Iterator[str]:
         except SightloomError as error:
             yield error.message
             continue
-        image = next((members[name] for name in IMAGE_EXTENSIONS if name in members), None)
-        if image is not None and hashlib.sha256(image).hexdigest() != row["sha256"]:
+        wanted = {row["image_ext"], "txt" if row["kind"] == "pair" else None, "json"} - {None}
+        if set(members) != wanted:
+            yield f"the members of '{row['key']}' are {sorted(members)}, the table says {sorted(wanted)}"
+            continue
+        if row["image_ext"] and hashlib.sha256(members[row["image_ext"]]).hexdigest() != row["sha256"]:
             yield f"the picture of '{row['key']}' is not the one in the table"
+        if json.loads(members["json"])["uid"] != row["uid"].hex():
+            yield f"the record of '{row['key']}' is another's"
     reader.close()

@@ -12,7 +12,7 @@ from sightloom import storage
 from sightloom.config import digest
 from sightloom.data.sources import folder, parquet, webdataset
 from sightloom.data.sources.config import Source
-from sightloom.data.sources.records import RawRecord, canonical_meta
+from sightloom.data.sources.records import RawRecord, canonical_meta, writable
 from sightloom.errors import UserMistake
 from sightloom.storage import FileInfo
 
@@ -151,13 +151,11 @@ def _parquet_chunks(file: SourceFile, committed: frozenset[int]) -> Iterator[Chu
 
 def to_table(records: list[RawRecord]) -> pa.Table:
     """Put records into a table of `SCHEMA`; `meta` as canonical JSON."""
-    columns = [
-        pa.array(
-            [canonical_meta(r) for r in records]
-            if column.name == "meta"
-            else [getattr(r, column.name) for r in records],
-            column.type,
-        )
-        for column in SCHEMA
-    ]
+    columns = []
+    for column in SCHEMA:
+        values = [canonical_meta(r) if column.name == "meta" else getattr(r, column.name) for r in records]
+        try:
+            columns.append(pa.array(values, column.type))
+        except UnicodeEncodeError:  # names in tars may be any bytes
+            columns.append(pa.array([writable(value) for value in values], column.type))
     return pa.Table.from_arrays(columns, schema=SCHEMA)

@@ -67,18 +67,43 @@ def assemble(
         text: the caption as bytes or text, or None.
     """
     domain = find(values, fields.get("domain"))
-    record.domain = str(domain) if domain else UNKNOWN_DOMAIN
+    record.domain = writable(str(domain)) if domain else UNKNOWN_DOMAIN
     if isinstance(image, bytes) and image:
         record.image = image
     _take_uid(record, find(values, fields.get("uid")))
     ready = find(values, fields.get("record"))
+    if ready is None and not {"record", "question"} & fields.keys() and isinstance(values.get("messages"), list):
+        ready = values  # the row itself is a record
     if ready is None and "question" in fields:
-        _take_conversation(record, values, _build(record, values, fields))
+        _take_conversation(record, _build(record, values, fields))
     elif ready is not None:
-        _take_conversation(record, values, _parse(record, ready))
+        _take_conversation(record, _parse(record, ready))
     else:
         _take_caption(record, text)
+    _clean_meta(record)
     return record
+
+
+def _clean_meta(record: RawRecord) -> None:
+    """Make the fields that are kept writable as JSON."""
+    try:
+        canonical_json(record.meta)
+    except ValueError:
+        record.meta = writable(record.meta)
+    except RecursionError as error:
+        record.refuse("invalid_record", f"json: {error}")
+        record.meta = {}
+
+
+def writable(value: Any) -> Any:
+    """Return plain data that JSON and UTF-8 can hold: NaN and infinities become null, half surrogate pairs `?`."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode("utf-8")
+    if isinstance(value, dict):
+        return {writable(name): writable(inner) for name, inner in value.items()}
+    return [writable(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _take_uid(record: RawRecord, given: object) -> None:
@@ -109,9 +134,8 @@ def _take_caption(record: RawRecord, text: object) -> None:
         record.refuse("empty_text")
 
 
-def _take_conversation(record: RawRecord, values: Mapping[str, Any], ready: object) -> None:
+def _take_conversation(record: RawRecord, ready: object) -> None:
     """Check a dialogue; the checked record and the source's other fields are what is kept."""
-    del values
     record.kind = "preference" if isinstance(ready, Mapping) and ready.get("kind") == "preference" else "conversation"
     if record.status != OK:
         return
@@ -129,8 +153,6 @@ def _take_conversation(record: RawRecord, values: Mapping[str, Any], ready: obje
     record.answer_kind = conversation.answer.kind if conversation.answer else None
     record.text = next((message.text for message in conversation.messages if message.role == "user"), "")
     record.meta = {**record.meta, **conversation.to_json()}
-    if "\0" in record.text:
-        record.refuse("invalid_text", "it holds a NUL character")
 
 
 def _parse(record: RawRecord, ready: object) -> object:
@@ -139,8 +161,8 @@ def _parse(record: RawRecord, ready: object) -> object:
         return ready
     try:
         return json.loads(ready)
-    except ValueError as error:
-        record.refuse("invalid_record", f"not JSON: {error}")
+    except (ValueError, RecursionError) as error:
+        record.refuse("invalid_record", f"record: not JSON: {error}")
         return None
 
 

@@ -115,8 +115,8 @@ def parse_group(pos: int, group: list[Member], fields: dict[str, str], addressab
 def _parse_json(record: RawRecord, data: bytes) -> dict[str, Any]:
     try:
         value = json.loads(data)
-    except ValueError as error:
-        record.refuse("invalid_record", f"its json member is not JSON: {error}")
+    except (ValueError, RecursionError) as error:
+        record.refuse("invalid_record", f"json: not JSON: {error}")
         return {}
     return value if isinstance(value, dict) else {"json": value}
 
