@@ -127,6 +127,27 @@ def test_parquet_takes_bytes_and_hugging_face_structs_and_keeps_other_columns(tm
     assert rows[10]["image"] == scene(10)
 
 
+def test_a_list_of_one_picture_is_taken_and_of_several_refused_by_name(tmp_path: Path, scene: Any) -> None:
+    images = [[{"bytes": scene(1)}], [{"bytes": scene(1)}, {"bytes": scene(2)}], []]
+    pq.write_table(pa.table({"image": images, "text": ["a cat"] * 3}), tmp_path / "a.parquet")
+    rows = rows_of(ParquetSource(kind="parquet", uri=str(tmp_path / "a.parquet")))
+    assert [row["status"] for row in rows] == ["ok", "multi_image", "missing_image"]
+    assert rows[0]["image"] == scene(1)
+
+
+def test_a_dotted_name_beside_a_plain_one_is_something_else_and_two_dotted_ones_are_ambiguous(
+    tmp_path: Path, scene: Any, make_tar: Any
+) -> None:
+    mask = {"mask.png": scene(9), "png": scene(1), "draft.txt": b"a dog", "txt": b"a cat", "old.txt": b"a bird"}
+    path = make_tar(tmp_path / "a.tar", [("a", mask), ("b", {"1.png": scene(2), "2.png": scene(3), "txt": b"two"})])
+    rows = rows_of(tar_source(path))
+    assert [(row["key"], row["status"], row["text"]) for row in rows] == [
+        ("a", "ok", "a cat"),
+        ("b", "multi_image", "two"),
+    ]
+    assert rows[0]["image"] == scene(1) and "1.png, 2.png" in rows[1]["detail"]
+
+
 def test_records_of_a_parquet_column_are_checked(tmp_path: Path, scene: Any) -> None:
     good = {
         "id": "1",
