@@ -91,6 +91,16 @@ def test_a_cut_tar_keeps_the_whole_records_and_says_that_it_is_cut(
     assert set(status[:-1]) <= {"ok"}
 
 
+def test_the_record_before_the_cut_one_is_whole_and_the_cut_one_is_named(
+    tmp_path: Path, scene: Any, make_tar: Any
+) -> None:
+    path = make_tar(tmp_path / "a.tar", [(f"{n}", {"png": scene(n), "txt": b"a cat"}) for n in range(4)])
+    (third,) = [row for row in rows_of(tar_source(path)) if row["key"] == "2"]
+    path.write_bytes(path.read_bytes()[: third["offset"] + 700])
+    rows = rows_of(tar_source(path))
+    assert [(row["key"], row["status"]) for row in rows] == [("0", "ok"), ("1", "ok"), ("2", "tar_truncated")]
+
+
 def test_a_broken_header_in_the_middle_is_not_the_end(tmp_path: Path, scene: Any, make_tar: Any) -> None:
     samples = [(f"{n}", {"png": scene(n), "txt": b"a cat"}) for n in range(4)]
     path = make_tar(tmp_path / "a.tar", samples)

@@ -3,9 +3,7 @@
 import io
 import json
 import pickle
-import struct
 import tarfile
-import zlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -22,7 +20,7 @@ from sightloom.data.shards.reader import Sample, SampleReader, read_table
 from sightloom.data.shards.verify import verify
 from sightloom.progress import NullProgress
 
-from ..raw_pairs import scene_bytes
+from ..raw_pairs import bomb_bytes, scene_bytes
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -50,16 +48,6 @@ def encoded(image: Image.Image, form: str, **options: Any) -> bytes:
 
 def scene(number: int, size: tuple[int, int] = (48, 40)) -> Image.Image:
     return Image.open(io.BytesIO(scene_bytes(number, size)))
-
-
-def bomb() -> bytes:
-    """A PNG of 170 bytes that says it has 1.6 gigapixels."""
-
-    def part(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = struct.pack(">IIBBBBB", 40_000, 40_000, 8, 0, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + part(b"IHDR", header) + part(b"IDAT", zlib.compress(bytes(99))) + part(b"IEND", b"")
 
 
 def put_tar(path: Path, members: Members) -> None:
@@ -94,7 +82,7 @@ def plant(raw: Path) -> dict[str, list[str | None]]:
         ("deep", encoded(scene(6).convert("L").convert("I;16"), "PNG"), "png", None),
         ("moving", encoded(frames[0], "GIF", save_all=True, append_images=frames[1:]), "gif", None),
         ("turned", encoded(scene(7), "JPEG", exif=exif), "jpg", None),
-        ("bomb", bomb(), "png", "too_many_pixels"),
+        ("bomb", bomb_bytes(), "png", "too_many_pixels"),
         ("letter", b"this is a text and no picture", "jpg", "unsupported_image"),
     ]
     captions: list[tuple[str, bytes | str, str | None]] = [

@@ -47,10 +47,12 @@ def read_tar(uri: str, fields: dict[str, str]) -> Iterator[RawRecord]:
             try:
                 member = next(members, None)
             except (BrokenTar, OSError, EOFError) as error:
-                complete = group and str(error).startswith("empty header")
+                cut = _split(error.member)[0] if isinstance(error, BrokenTar) and error.member else ""
+                last = _split(group[0].name)[0] if group else ""
+                complete = group and (str(error).startswith("empty header") or cut not in ("", last))
                 if complete:
                     yield parse_group(pos, group, fields, addressable)
-                key = _split(group[0].name)[0] if group and not complete else ""
+                key = cut if complete or not group else last
                 yield RawRecord(pos + bool(complete), key, "tar_truncated", str(error))
                 return
             if member is not None and member.folder:
