@@ -1,7 +1,9 @@
 """Raw pairs as users have them: pictures of blocks, tars in any make, and a tiny open_clip model to score them with."""
 
 import io
+import struct
 import tarfile
+import zlib
 
 import numpy as np
 from PIL import Image
@@ -32,3 +34,13 @@ def tar_bytes(samples: Samples) -> bytes:
                 info.size = len(data)
                 tar.addfile(info, io.BytesIO(data))
     return sink.getvalue()
+
+
+def bomb_bytes() -> bytes:
+    """A PNG of 170 bytes that says it has 1.6 gigapixels."""
+
+    def part(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", 40_000, 40_000, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + part(b"IHDR", header) + part(b"IDAT", zlib.compress(bytes(99))) + part(b"IEND", b"")

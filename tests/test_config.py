@@ -51,6 +51,12 @@ def test_a_mistake_names_the_key_and_what_is_known(recipe: Path, override: str, 
         config.load(Recipe, recipe, [override])
 
 
+def test_a_misspelt_key_is_named_before_the_required_one_that_it_was_meant_to_be(tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text("nmae: a\n")
+    with pytest.raises(UserMistake, match=r"unknown key 'nmae' .*did you mean 'name'.* \(and 1 more\)"):
+        config.load(Recipe, tmp_path / "r.yaml")
+
+
 def test_a_missing_file_and_broken_yaml_are_told(tmp_path: Path) -> None:
     with pytest.raises(UserMistake, match="no configuration file at"):
         config.load(Recipe, tmp_path / "none.yaml")

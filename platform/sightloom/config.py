@@ -55,7 +55,10 @@ def validate(cls: type[T], data: Any, origin: str) -> T:
     try:
         return cls.model_validate(data)
     except pydantic.ValidationError as error:
-        first, more = error.errors()[0], error.error_count() - 1
+        errors, more = error.errors(), error.error_count() - 1
+        first = errors[0]
+        if first["type"] == "missing":  # a misspelt key is why another one is missing
+            first = next((found for found in errors if found["type"] == "extra_forbidden"), first)
         raise UserMistake(_explain(cls, first, origin) + (f" (and {more} more)" if more else "")) from error
 
 

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from sightloom.cli import VERBS
+from sightloom import runtime
+from sightloom.cli import VERBS, console
 
 SIGHTLOOM = Path(sys.executable).parent / "sightloom"
 
@@ -44,3 +45,30 @@ def test_with_json_only_the_result_reaches_stdout() -> None:
     )
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert shown.stdout == '{"rows": 1}\n' and "a library speaks" in shown.stderr
+
+
+@pytest.mark.parametrize(
+    ("verb", "text", "key"),
+    [
+        ("curate", "name: p\nout: o\nsource: [{kind: folder, uri: raw}]\ndedupe: {exact: true}\n", "dedup"),
+        ("score", "name: p\nout: o\nsource: [{kind: folder, uri: raw}]\nscores: {}\n", "score"),
+        ("train", "runs: {name: x}\n", "run"),
+    ],
+)
+def test_a_misspelt_key_is_answered_before_the_machinery_is_loaded(
+    tmp_path: Path, verb: str, text: str, key: str
+) -> None:
+    (tmp_path / "given.yaml").write_text(text)
+    code = (
+        "import sys, atexit; from sightloom.cli import main; sys.argv[0] = 'sightloom'\n"
+        "atexit.register(lambda: print(sorted({'torch', 'ray', 'open_clip', 'mlflow'} & set(sys.modules))))\n"
+        "main()"
+    )
+    command = [sys.executable, "-c", code, verb, str(tmp_path / "given.yaml")]
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert shown.returncode == 2 and f"did you mean '{key}'" in shown.stderr
+    assert shown.stdout.split() == ["[]"]
+
+
+def test_the_ray_that_verbs_start_by_default_is_the_local_one() -> None:
+    assert console.LOCAL == runtime.LOCAL

@@ -16,6 +16,8 @@ from sightloom.data.signals.picture import hash_inputs, perceptual_hashes, pictu
 from sightloom.data.sources.chunks import to_table
 from sightloom.data.sources.records import RawRecord
 
+from ..raw_pairs import bomb_bytes
+
 
 def encoded(image: Image.Image, form: str, **options: Any) -> bytes:
     sink = io.BytesIO()
@@ -34,6 +36,7 @@ PHOTO = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 60, 3), d
         (b"a text named .jpg", "unsupported_image"),
         (b"\xff\xd8\xff" + b"rubbish" * 20, "decode_error"),
         (encoded(Image.new("L", (4000, 4000)), "PNG"), "too_many_pixels"),
+        (bomb_bytes(), "too_many_pixels"),
         (encoded(PHOTO, "BMP") + bytes(200_000), "large_image"),
     ],
 )

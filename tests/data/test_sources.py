@@ -91,6 +91,16 @@ def test_a_cut_tar_keeps_the_whole_records_and_says_that_it_is_cut(
     assert set(status[:-1]) <= {"ok"}
 
 
+def test_the_record_before_the_cut_one_is_whole_and_the_cut_one_is_named(
+    tmp_path: Path, scene: Any, make_tar: Any
+) -> None:
+    path = make_tar(tmp_path / "a.tar", [(f"{n}", {"png": scene(n), "txt": b"a cat"}) for n in range(4)])
+    (third,) = [row for row in rows_of(tar_source(path)) if row["key"] == "2"]
+    path.write_bytes(path.read_bytes()[: third["offset"] + 700])
+    rows = rows_of(tar_source(path))
+    assert [(row["key"], row["status"]) for row in rows] == [("0", "ok"), ("1", "ok"), ("2", "tar_truncated")]
+
+
 def test_a_broken_header_in_the_middle_is_not_the_end(tmp_path: Path, scene: Any, make_tar: Any) -> None:
     samples = [(f"{n}", {"png": scene(n), "txt": b"a cat"}) for n in range(4)]
     path = make_tar(tmp_path / "a.tar", samples)
@@ -125,6 +135,27 @@ def test_parquet_takes_bytes_and_hugging_face_structs_and_keeps_other_columns(tm
     assert [row["text"] for row in rows] == [f"cat {n}" for n in range(70)]
     assert json.loads(rows[69]["meta"]) == {"stars": 69}
     assert rows[10]["image"] == scene(10)
+
+
+def test_a_list_of_one_picture_is_taken_and_of_several_refused_by_name(tmp_path: Path, scene: Any) -> None:
+    images = [[{"bytes": scene(1)}], [{"bytes": scene(1)}, {"bytes": scene(2)}], []]
+    pq.write_table(pa.table({"image": images, "text": ["a cat"] * 3}), tmp_path / "a.parquet")
+    rows = rows_of(ParquetSource(kind="parquet", uri=str(tmp_path / "a.parquet")))
+    assert [row["status"] for row in rows] == ["ok", "multi_image", "missing_image"]
+    assert rows[0]["image"] == scene(1)
+
+
+def test_a_dotted_name_beside_a_plain_one_is_something_else_and_two_dotted_ones_are_ambiguous(
+    tmp_path: Path, scene: Any, make_tar: Any
+) -> None:
+    mask = {"mask.png": scene(9), "png": scene(1), "draft.txt": b"a dog", "txt": b"a cat", "old.txt": b"a bird"}
+    path = make_tar(tmp_path / "a.tar", [("a", mask), ("b", {"1.png": scene(2), "2.png": scene(3), "txt": b"two"})])
+    rows = rows_of(tar_source(path))
+    assert [(row["key"], row["status"], row["text"]) for row in rows] == [
+        ("a", "ok", "a cat"),
+        ("b", "multi_image", "two"),
+    ]
+    assert rows[0]["image"] == scene(1) and "1.png, 2.png" in rows[1]["detail"]
 
 
 def test_records_of_a_parquet_column_are_checked(tmp_path: Path, scene: Any) -> None:

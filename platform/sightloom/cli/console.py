@@ -4,13 +4,14 @@ import contextlib
 import json
 import sys
 from collections.abc import Callable, Iterator
-from typing import Annotated, Any, TextIO
+from typing import Annotated, Any, Final, TextIO
 
 import typer
 from rich.console import Console
 
 from sightloom.errors import SightloomError
 
+LOCAL: Final = "local"  # as runtime.LOCAL, whose module loads Ray
 DEFAULT_STORE = "sqlite:///.sightloom/mlflow.db"
 Store = Annotated[
     str, typer.Option("--store", envvar="MLFLOW_TRACKING_URI", help="MLflow: sqlite:///path or a server's address.")

@@ -1,15 +1,15 @@
 """`sightloom curate`, `fit-scorer`: from raw pairs to shards that can be trusted."""
 
 import os
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
-from sightloom import runtime
 from sightloom.cli import console
-from sightloom.cli.console import Ray
-from sightloom.cli.steps import (
+from sightloom.cli.console import LOCAL, Ray
+from sightloom.cli.later import Later
+from sightloom.cli.recipes import (
     Alone,
     AsJson,
     Overrides,
@@ -18,18 +18,22 @@ from sightloom.cli.steps import (
     Retry,
     check_failed,
     funnel,
+    read_recipe,
     reasons,
 )
-from sightloom.config import load
-from sightloom.data.curation import Settings, curate
-from sightloom.data.fit import fit_scorer
-from sightloom.data.forecast import Forecast, forecast
-from sightloom.data.preview import Preview, preview
-from sightloom.data.recipe import Recipe
-from sightloom.data.results import CurationResult
 from sightloom.errors import UserMistake
 from sightloom.progress import terminal_progress
-from sightloom.tracking import MlflowTracker
+
+if TYPE_CHECKING:
+    from sightloom import runtime, tracking
+    from sightloom.data import curation, fit, forecast, preview
+    from sightloom.data.forecast import Forecast
+    from sightloom.data.preview import Preview
+    from sightloom.data.results import CurationResult
+else:
+    runtime, tracking = Later("sightloom.runtime"), Later("sightloom.tracking")
+    curation, fit = Later("sightloom.data.curation"), Later("sightloom.data.fit")
+    forecast, preview = Later("sightloom.data.forecast"), Later("sightloom.data.preview")
 
 Planned = Annotated[bool, typer.Option("--plan", help="Say what would run and what it would cost; write nothing.")]
 Looked = Annotated[int, typer.Option("--preview", min=0, help="Score about N rows elsewhere; predict the whole.")]
@@ -49,7 +53,7 @@ def register(app: typer.Typer) -> None:
         cores: Annotated[int | None, typer.Option(help="With --plan: cores that would measure.")] = None,
         retry_failed: Retry = None,
         single_writer: Alone = False,
-        ray: Ray = runtime.LOCAL,
+        ray: Ray = LOCAL,
         store: Annotated[
             str | None, typer.Option("--store", help="MLflow store that the run is logged to.", show_default="none")
         ] = None,
@@ -61,24 +65,24 @@ def register(app: typer.Typer) -> None:
 
         sightloom curate pipelines/recipes/photos.yaml --set out=out/photos
         """
-        parsed = load(Recipe, recipe, overrides or [])
+        parsed = read_recipe(recipe, overrides)
         if plan:
-            found = forecast(parsed, cores or os.cpu_count() or 1)
+            found = forecast.forecast(parsed, cores or os.cpu_count() or 1)
             console.emit(found.to_json(), as_json, lambda page: _show_forecast(page, found))
             return
         if html is not None and not preview_rows:
             raise UserMistake("--html is for the page of a --preview", "the page of a curation lies beside its shards")
         if preview_rows:
             runtime.connect(ray)
-            seen = preview(parsed, preview_rows, cores or os.cpu_count() or 1, terminal_progress(), html)
+            seen = preview.preview(parsed, preview_rows, cores or os.cpu_count() or 1, terminal_progress(), html)
             console.emit(seen.to_json(), as_json, lambda page: _show_preview(page, seen, recipe))
             return
         if parsed.report.mlflow is not None and store is None:
             raise UserMistake("report.mlflow needs a store to log to", "give --store sqlite:///mlflow.db or an address")
         experiment = (parsed.report.mlflow or {}).get("experiment", "curation")
-        tracker = MlflowTracker(store, experiment) if store else None
-        settings = Settings(replace, reasons(retry_failed), None, single_writer, ray)
-        result = curate(parsed, terminal_progress(), tracker, settings)
+        tracker = tracking.MlflowTracker(store, experiment) if store else None
+        settings = curation.Settings(replace, reasons(retry_failed), None, single_writer, ray)
+        result = curation.curate(parsed, terminal_progress(), tracker, settings)
         console.emit(result.to_json(), as_json, lambda page: _show(page, result))
         check_failed(result, parsed)
 
@@ -88,10 +92,10 @@ def register(app: typer.Typer) -> None:
 
         sightloom fit-scorer pipelines/recipes/demo.yaml --set fit.out=out/filter
         """
-        parsed = load(Recipe, recipe, overrides or [])
+        parsed = read_recipe(recipe, overrides)
         if parsed.fit is None:
             raise UserMistake(f"'{recipe}' has no `fit` section", "see pipelines/recipes/demo.yaml for one")
-        card = fit_scorer(parsed.fit, parsed.seed, terminal_progress())
+        card = fit.fit_scorer(parsed.fit, parsed.seed, terminal_progress())
 
         def show(page: Console) -> None:
             page.print(f"[bold]{card.folder}[/]: {card.pairs} pairs, auc_shuffled {card.auc_shuffled:.3f}")
@@ -102,7 +106,7 @@ def register(app: typer.Typer) -> None:
         console.emit(card.to_json(), as_json, show)
 
 
-def _show(page: Console, result: CurationResult) -> None:
+def _show(page: Console, result: "CurationResult") -> None:
     page.print(funnel(result))
     page.print(f"{result.shards} shards, {result.samples_per_s:.0f} rows/s")
     if result.licences:
@@ -112,10 +116,14 @@ def _show(page: Console, result: CurationResult) -> None:
     page.print(f"next: sightloom verify {result.manifest} --deep")
 
 
-def _show_forecast(page: Console, found: Forecast) -> None:
-    guess = " (a guess: nothing is scored yet; --preview measures)" if found.row_bytes_assumed else ""
+def _show_forecast(page: Console, found: "Forecast") -> None:
     page.print(f"files     {found.files} ({found.bytes / 1e6:.1f} MB), {found.files_done} of them done")
-    page.print(f"rows      about {found.rows}, {found.row_bytes / 1e3:.1f} kB each{guess}")
+    guess = " of an assumed" if found.row_bytes_assumed else " of"
+    page.print(
+        f"rows      {found.rows}"
+        if found.rows_exact
+        else f"rows      about {found.rows}, records in tars{guess} {found.row_bytes / 1e3:.1f} kB"
+    )
     if found.urls_not_fetched:
         page.print(f"urls      {found.urls_not_fetched} to fetch first")
     page.print(f"chunks    {found.chunks_done} done, about {found.chunks_missing} missing")
@@ -129,7 +137,7 @@ def _show_forecast(page: Console, found: Forecast) -> None:
         page.print(f"[red]refused[/]   {refusal}")
 
 
-def _show_preview(page: Console, seen: Preview, recipe: str) -> None:
+def _show_preview(page: Console, seen: "Preview", recipe: str) -> None:
     page.print(f"{seen.rows} rows scored at {seen.rows_per_s:.0f} rows/s")
     for name, share in seen.rules.items():
         page.print(f"  rule {name}: {share.value:.1%} stay [dim]({share.low:.1%} to {share.high:.1%})[/]")

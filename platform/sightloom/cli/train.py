@@ -1,20 +1,25 @@
 """The verb train."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from sightloom import runtime
 from sightloom.cli import console
-from sightloom.cli.console import Ray
+from sightloom.cli.console import LOCAL, Ray
+from sightloom.cli.later import Later
 from sightloom.config import load
 from sightloom.progress import terminal_progress
-from sightloom.tracking import open_tracker
 from sightloom.training.curriculum import Curriculum
-from sightloom.training.stages import TrainResult, train
+
+if TYPE_CHECKING:
+    from sightloom import tracking
+    from sightloom.training import stages
+    from sightloom.training.stages import TrainResult
+else:
+    tracking, stages = Later("sightloom.tracking"), Later("sightloom.training.stages")
 
 _SHOWN = ("eval/all/caption_loss", "eval/all/retrieval_r1", "eval/all/accuracy", "eval/steps/accuracy")
 
@@ -33,7 +38,7 @@ def train_verb(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Override a key, e.g. data.manifest=… or stages.0.steps=100."),
     ] = None,
-    ray: Ray = runtime.LOCAL,
+    ray: Ray = LOCAL,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Train a model through the stages of a curriculum; finished stages are not run again.
@@ -42,12 +47,12 @@ def train_verb(
     """
     options = load(Curriculum, curriculum, set_ or [])
     store = options.tracking.uri or f"sqlite:///{Path(out).absolute()}/mlflow.db"
-    tracker = open_tracker(store, options.tracking.experiment)
-    result = train(options, out, terminal_progress(), tracker, ray)
+    tracker = tracking.open_tracker(store, options.tracking.experiment)
+    result = stages.train(options, out, terminal_progress(), tracker, ray)
     console.emit(result.to_json(), as_json, lambda screen: _show(screen, result, store))
 
 
-def _show(screen: Console, result: TrainResult, store: str) -> None:
+def _show(screen: Console, result: "TrainResult", store: str) -> None:
     table = Table(box=None, pad_edge=False)
     for title in ("stage", "objective", "steps", "samples", "seconds", "result", *(n[5:] for n in _SHOWN)):
         table.add_column(title, justify="left" if title in ("stage", "objective", "result") else "right")

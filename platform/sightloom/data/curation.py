@@ -17,6 +17,7 @@ from sightloom.data import artifacts, engine, fetch
 from sightloom.data.dedup.duplicates import Duplicates, columns_needed, find_duplicates
 from sightloom.data.derived import blocks, derive, unlabelled
 from sightloom.data.embedding import encode_labels
+from sightloom.data.estimate import estimate_rows, rows_left
 from sightloom.data.fetch import Inputs
 from sightloom.data.ledger import committed
 from sightloom.data.prepare import COUNTED, MANIFEST, Prepared, open_out, prepare, refuse_other, source_files
@@ -123,7 +124,9 @@ def score_missing(prepared: Prepared, inputs: Inputs, progress: Progress, part: 
     """
     files = inputs.files
     ours = [file for file in files if part is None or int(file.file_id, 16) % part[1] == part[0] - 1]
-    with progress.step("score", unit="rows") as step:
+    waiting = _missing(prepared, ours)
+    total = rows_left(waiting, estimate_rows([job.file for job in waiting], {}))
+    with progress.step("score", total=total, unit="rows") as step:
         for careful in (False, True):  # a chunk whose measuring died is done once more, sample by sample
             _score_missing(prepared, ours, files, careful, step)
             lost = _missing(prepared, ours)

@@ -90,6 +90,8 @@ def decode(data: bytes, limits: DecodeLimits) -> Decoded:
                 upright = ImageOps.exif_transpose(image)
             rgb = upright if upright.mode == "RGB" else upright.convert("RGB")
             rgb = rgb.copy() if rgb is image else rgb
+    except Image.DecompressionBombError as error:  # Pillow reads no header that says more than twice its own limit
+        raise Undecodable("too_many_pixels", str(error)) from error
     except UnidentifiedImageError as error:
         raise Undecodable("decode_error", str(error)) from error
     except DECODE_ERRORS as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import pickle
 import time
@@ -38,6 +39,7 @@ def run_waves(prepared: Prepared, missing: Sequence[Job], careful: bool = False)
         refuse_small_store(prepared)
     for start in range(0, len(missing), WAVE_FILES):
         yield _run(prepared, missing[start : start + WAVE_FILES], careful)
+    gc.collect()  # a Dataset is a cycle: uncollected it keeps the scorers' actors and their memory through packing
 
 
 def _run(prepared: Prepared, missing: Sequence[Job], careful: bool) -> Iterator[dict[str, Any]]:

@@ -7,16 +7,17 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from sightloom.data import fetch
+from sightloom.data.estimate import estimate_rows, rows_left
 from sightloom.data.fetch.lists import url_lists
 from sightloom.data.ledger import committed
 from sightloom.data.prepare import Prepared, prepare, refuse_other, source_files
 from sightloom.data.recipe import Recipe
 from sightloom.data.scoring import jobs
-from sightloom.data.segments import read_segments
+from sightloom.data.segments import rows_scored
+from sightloom.data.sources.chunks import SourceFile
 from sightloom.data.sources.config import UrlSource
 from sightloom.errors import UserMistake
 
-ROW_BYTES = 100_000  # of a raw record, where nothing of the corpus was scored yet
 BASE_BYTES = 300  # of a row's base columns
 SCORE_BYTES = 4  # of a row and score
 CORE_ROWS_PER_S = 170.0  # measured: one core at 448 x 336; 60 to 70 near one megapixel
@@ -27,9 +28,10 @@ MEASURE_CPUS = 0.75
 class Forecast:
     """What would run.
 
-    `rows` is estimated from bytes where files are not scored yet; `row_bytes_assumed` says that nothing of the corpus
-    was scored and the size of a record is a guess. `chunks_derived` counts chunks of banks and heads, which cost no
-    image and hardly time. `hours` follow data.md §15 with `rows_per_s` a core.
+    `rows` are those of the files and the URLs that are not fetched yet; only those of tars are estimated, from bytes:
+    `rows_exact` says that none was. `row_bytes_assumed`: no tar could be looked into, the size of a record is a guess.
+    `chunks_derived` counts chunks of banks and heads, which cost no image and hardly time. `hours` follow data.md §15
+    with `rows_per_s` a core.
     """
 
     files: int
@@ -37,6 +39,7 @@ class Forecast:
     rows: int
     row_bytes: float
     row_bytes_assumed: bool
+    rows_exact: bool
     files_done: int
     chunks_done: int
     chunks_missing: int
@@ -77,34 +80,31 @@ def forecast(recipe: Recipe, cores: int, rows_per_s: float = CORE_ROWS_PER_S) ->
     files, urls = _files(prepared)
     states = [committed(group) for group in prepared.plan.groups]
     waiting = {job.file.file_id: job for job in jobs(files, states)}
-    known = _rows_known(prepared)
-    done = [file for file in files if file.file_id not in waiting]
-    seen = [file for file in files if file.file_id in known]
-    measured = sum(known[file.file_id] for file in seen)
-    row_bytes = sum(file.size for file in seen) / measured if measured else float(ROW_BYTES)
-    rows = sum(known.get(file.file_id, max(1, math.ceil(file.size / row_bytes))) for file in files)
+    known = rows_scored(prepared.plan.base)
+    found = estimate_rows(files, known)
+    rows = sum(found.rows.values()) + sum(urls)
     chunk_rows = prepared.recipe.score.chunk_rows
-    missing = 0
+    missing = sum(math.ceil(count / chunk_rows) for count in urls)
     for job in waiting.values():
-        whole = math.ceil(max(1, job.file.size / row_bytes) / chunk_rows)
-        missing += max(1, whole - len(job.done_everywhere))
+        missing += max(1, math.ceil(found.rows[job.file.file_id] / chunk_rows) - len(job.done_everywhere))
     done_chunks = sum(len(state.chunks) for state in states[0].values())
     derived = len(prepared.derived) * (done_chunks + missing)
     derived -= sum(len(state.chunks) for own in prepared.derived for state in committed(own.group).values())
     groups, actors = len(prepared.plan.groups), len(prepared.specs)
-    left = rows - sum(known.get(file.file_id, 0) for file in done)
+    left = sum(urls) + rows_left(list(waiting.values()), found)
     wide = sum(2 * spec.dim for spec in prepared.specs if spec.scorer.embeddings)
     return Forecast(
         files=len(files),
         bytes=sum(file.size for file in files),
         rows=rows,
-        row_bytes=round(row_bytes, 1),
-        row_bytes_assumed=not measured,
-        files_done=len(done),
+        row_bytes=round(found.row_bytes, 1),
+        row_bytes_assumed=found.row_bytes_assumed,
+        rows_exact=found.exact,
+        files_done=len(files) - len(waiting),
         chunks_done=done_chunks,
         chunks_missing=missing,
         chunks_derived=derived,
-        urls_not_fetched=urls,
+        urls_not_fetched=sum(urls),
         refusals=tuple(refusals),
         cores=cores,
         rows_per_s=rows_per_s,
@@ -117,26 +117,11 @@ def forecast(recipe: Recipe, cores: int, rows_per_s: float = CORE_ROWS_PER_S) ->
     )
 
 
-def _files(prepared: Prepared) -> tuple[list[Any], int]:
-    """List what can be listed now; lists of URLs that are not fetched count as such."""
+def _files(prepared: Prepared) -> tuple[list[SourceFile], list[int]]:
+    """List what can be listed now, and the URLs of each list that is not wholly fetched."""
     try:
-        return fetch.inputs(prepared.recipe).files, 0
+        return fetch.inputs(prepared.recipe).files, []
     except fetch.NotFetched:
-        urls = sum(
-            len(rows)
-            for source in prepared.recipe.source
-            if isinstance(source, UrlSource)
-            for listed in url_lists(source)
-            for _, _, rows in listed.chunks()
-        )
+        lists = [url_lists(source) for source in prepared.recipe.source if isinstance(source, UrlSource)]
+        urls = [listed.count() for found in lists for listed in found]
         return [file for files in source_files(prepared.recipe) for file in files], urls
-
-
-def _rows_known(prepared: Prepared) -> dict[str, int]:
-    """Return the rows of each file that the segments hold."""
-    rows: dict[str, int] = {}
-    for segment in read_segments(prepared.plan.base):
-        for place in segment.places:
-            file_id = place.chunk.rpartition("-")[0]
-            rows[file_id] = rows.get(file_id, 0) + place.rows
-    return rows

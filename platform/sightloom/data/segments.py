@@ -61,6 +61,16 @@ def read_segments(group: Group) -> list[Segment]:
         return list(pool.map(lambda number: _read(group, number), whole))
 
 
+def rows_scored(group: Group) -> dict[str, int]:
+    """Return the rows of each file that the segments of a group hold, by file id."""
+    rows: dict[str, int] = {}
+    for segment in read_segments(group):
+        for place in segment.places:
+            file_id = place.chunk.rpartition("-")[0]
+            rows[file_id] = rows.get(file_id, 0) + place.rows
+    return rows
+
+
 def _read(group: Group, number: int) -> Segment:
     record = storage.read_json(_uri(group, number))
     places, first = [], 0

@@ -131,12 +131,23 @@ def stage(
     for source in recipe.source:
         if isinstance(source, UrlSource):
             place, lists = _Stage.of(source, recipe.out), url_lists(source)
-            with progress.step("fetch", unit="urls") as step:
+            with progress.step("fetch", total=_urls_left(place, lists), unit="urls") as step:
                 for job, _ in run(fetch_chunk, _missing(place, lists, slots), FETCH_CPUS):
                     step.advance(len(job.rows))
-                if retry is not None:
+            if retry is not None:
+                with progress.step("fetch again", unit="urls") as step:
                     for job, _ in run(fetch_chunk, _failed(place, lists, slots, retry), FETCH_CPUS):
                         step.advance(len(job.rows))
+
+
+def _urls_left(place: _Stage, lists: list[UrlList]) -> int:
+    states = committed_in(storage.join(place.generation(0), "commit"))
+    waiting = [(found, states.get(found.identity)) for found in lists]
+    return sum(
+        max(0, found.count() - (len(state.chunks) * found.chunk_rows if state else 0))
+        for found, state in waiting
+        if state is None or not state.complete
+    )
 
 
 def _missing(place: _Stage, lists: list[UrlList], slots: HostSlots | None) -> Iterator[FetchJob]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import itertools
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -45,6 +46,15 @@ class UrlList:
                 return
             rows = itertools.chain([following], rows)
 
+    def count(self) -> int:
+        """Return how many URLs it holds: from the footer, or by its lines."""
+        with _readable(self.uri), storage.open_read(self.uri) as file:
+            if self.uri.endswith(".parquet"):
+                return int(pq.ParquetFile(file).metadata.num_rows)
+            if self.uri.endswith((".csv", ".tsv")):
+                return sum(1 for _ in _table_rows(self.uri, file))
+            return sum(1 for line in file if line.strip())
+
     def _row(self, number: int, row: dict[str, Any]) -> dict[str, Any]:
         found: dict[str, Any] = {"row": number, "sha256": None}
         for name, column in self.names:
@@ -68,21 +78,31 @@ def url_lists(source: UrlSource) -> list[UrlList]:
     return found
 
 
-def _rows(uri: str) -> Iterator[dict[str, Any]]:
+@contextlib.contextmanager
+def _readable(uri: str) -> Iterator[None]:
+    """Turn what a broken list raises into a UserMistake that names it."""
     try:
-        with storage.open_read(uri) as file:
-            if uri.endswith(".parquet"):
-                for batch in pq.ParquetFile(file).iter_batches(batch_size=4096):
-                    yield from batch.to_pylist()
-            elif uri.endswith((".csv", ".tsv")):
-                text = io.TextIOWrapper(file, "utf-8-sig", newline="")
-                yield from csv.DictReader(text, delimiter="\t" if uri.endswith(".tsv") else ",", strict=True)
-            else:
-                for number, line in enumerate(io.TextIOWrapper(file, "utf-8-sig"), 1):
-                    if line.strip():
-                        yield _object(uri, number, line)
+        yield
     except (pa.ArrowInvalid, csv.Error, UnicodeDecodeError) as error:
         raise UserMistake(f"'{uri}' is not a readable list of URLs: {error}", "give parquet, csv or jsonl") from error
+
+
+def _rows(uri: str) -> Iterator[dict[str, Any]]:
+    with _readable(uri), storage.open_read(uri) as file:
+        if uri.endswith(".parquet"):
+            for batch in pq.ParquetFile(file).iter_batches(batch_size=4096):
+                yield from batch.to_pylist()
+        elif uri.endswith((".csv", ".tsv")):
+            yield from _table_rows(uri, file)
+        else:
+            for number, line in enumerate(io.TextIOWrapper(file, "utf-8-sig"), 1):
+                if line.strip():
+                    yield _object(uri, number, line)
+
+
+def _table_rows(uri: str, file: BinaryIO) -> Iterator[dict[str, Any]]:
+    text = io.TextIOWrapper(file, "utf-8-sig", newline="")
+    return csv.DictReader(text, delimiter="\t" if uri.endswith(".tsv") else ",", strict=True)
 
 
 def _object(uri: str, number: int, line: str) -> dict[str, Any]:

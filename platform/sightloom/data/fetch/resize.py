@@ -7,17 +7,20 @@ import io
 from PIL import Image, ImageOps
 
 from sightloom.data.decode import DECODE_ERRORS, image_format
+from sightloom.data.signals.config import DecodeLimits
 from sightloom.data.sources.config import Resize
 
 
 def resize(data: bytes, config: Resize) -> bytes:
     """Return a JPEG with the wanted side, upright; the given bytes where the picture is not larger.
 
-    A picture that cannot be decoded comes back as it is: scoring gives it its reason.
+    A picture that cannot be decoded, or says it has very many pixels, comes back as it is: scoring gives it its reason.
     """
     kind = image_format(data)
     try:
         with Image.open(io.BytesIO(data), formats=[str(kind)]) as image:
+            if image.width * image.height > DecodeLimits().max_pixels:
+                return data
             measure = min if config.mode == "short_side" else max
             if measure(image.size) <= config.side or getattr(image, "n_frames", 1) > 1:
                 return data

@@ -13,6 +13,7 @@ from sightloom import storage
 from sightloom.config import canonical_json
 from sightloom.data.dedup.duplicates import Duplicates, mask_of
 from sightloom.data.prepare import Prepared
+from sightloom.data.report.cuts import rule_cuts, tops_alone
 from sightloom.data.report.gallery import Gallery, pictures
 from sightloom.data.report.page import render
 from sightloom.data.select.choose import Decision
@@ -50,7 +51,8 @@ def write_report(
     if storage.exists(page):
         return page
     facts = collect(prepared, scored, table, decision, manifest, seconds)
-    found: list[Gallery] = pictures(table, scored, duplicates, decision, files, recipe.report.gallery)
+    per = {top.by: top.per for top in recipe.select.top if top.per is not None}
+    found: list[Gallery] = pictures(table, scored, duplicates, decision, files, recipe.report.gallery, per)
     storage.write(storage.join(folder, "report.json"), canonical_json(facts))
     storage.write(page, render(recipe.name, facts, found).encode())
     return page
@@ -74,6 +76,9 @@ def collect(
     ]
     if not totals.kept:
         warnings.append("nothing was kept: see which rule dropped it")
+    alone = {name: count for name, count in totals.dropped.items() if name.startswith("dup_")}
+    alone |= decision.alone | tops_alone(table, recipe.select.top)
+    cuts = rule_cuts(recipe.select.rules.values())
     columns = [*prepared.columns_of_scores, *recipe.select.derive, *SIGNALS]
     return {
         "name": recipe.name,
@@ -81,7 +86,7 @@ def collect(
         "rows_in": totals.rows_in,
         "kept": totals.kept,
         "dropped": totals.dropped,
-        "alone": decision.alone,
+        "alone": alone,
         "order": list(dict.fromkeys([*_statuses(decision, recipe.select.rules), *recipe.select.rules])),
         "failed": totals.failed,
         "warnings": warnings,
@@ -90,7 +95,7 @@ def collect(
             {"by": cut.by, "group": cut.group, "rows": cut.rows, "kept": cut.kept, "threshold": cut.threshold}
             for cut in decision.cuts
         ],
-        "histograms": {name: found for name in columns if (found := _histogram(table, name, decision))},
+        "histograms": {name: found for name in columns if (found := _histogram(table, name, decision, cuts))},
         "seconds": seconds,
         "samples_per_s": round(totals.rows_in / max(1e-9, sum(seconds.values())), 2),
         "scorers": scorers,
@@ -112,7 +117,7 @@ def _domains(table: pa.Table, decision: Decision) -> dict[str, dict[str, int]]:
     }
 
 
-def _histogram(table: pa.Table, name: str, decision: Decision) -> dict[str, Any] | None:
+def _histogram(table: pa.Table, name: str, decision: Decision, rules: dict[str, list[float]]) -> dict[str, Any] | None:
     """Count a column's values in equal bins between its 0.1 and 99.9 percentiles, for all usable rows and the kept."""
     values = pc.cast(table.column(name), pa.float64()).to_numpy(zero_copy_only=False)
     usable = np.isfinite(values) & mask_of(pc.equal(table.column("status"), "ok"))
@@ -128,5 +133,8 @@ def _histogram(table: pa.Table, name: str, decision: Decision) -> dict[str, Any]
         "high": float(high),
         "rows": np.histogram(clipped[usable], edges)[0].tolist(),
         "kept": np.histogram(clipped[usable & decision.keep], edges)[0].tolist(),
-        "cuts": [cut.threshold for cut in decision.cuts if cut.by == name and cut.threshold is not None],
+        "cuts": sorted(
+            {cut.threshold for cut in decision.cuts if cut.by == name and cut.threshold is not None}
+            | set(rules.get(name, ()))
+        ),
     }

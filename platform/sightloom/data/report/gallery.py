@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import base64
 import io
-from collections import defaultdict
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +21,8 @@ from sightloom.data.sources.chunks import SourceFile, read_positions
 from sightloom.errors import SightloomError
 
 PER_REASON = 12
+COPIES = 3  # of one group
+MAX_BYTES = 12_000_000  # of all pictures in a page of at most 15 MB; base64 and all
 MAX_PICTURES = 1500
 SIDE = 128
 TEXT = 160
@@ -59,6 +61,7 @@ def pictures(
     decision: Decision,
     files: Sequence[SourceFile],
     around: int,
+    per: Mapping[str, str],
 ) -> list[Gallery]:
     """Choose the rows to show, read their pictures again, and shrink them.
 
@@ -69,8 +72,9 @@ def pictures(
         decision: what stayed and why not.
         files: all source files.
         around: pictures on each side of each cut.
+        per: the column that a score's cuts are made by, where they are made by one.
     """
-    wanted = [*_around_cuts(table, decision, around), *_copies(duplicates), *_by_reason(decision), _kept(decision)]
+    wanted = [*_around_cuts(table, decision, around, per), *_copies(duplicates), *_by_reason(decision), _kept(decision)]
     budget = MAX_PICTURES
     chosen: list[_Wanted] = []
     for part in wanted:
@@ -79,7 +83,7 @@ def pictures(
         if rows:
             chosen.append(_Wanted(part.title, part.kept, rows, part.notes[: len(rows)]))
     rows = sorted({row for part in chosen for row in part.rows})
-    shown = _read(table, rows, files)
+    shown = _within(_read(table, rows, files), chosen)
     texts = dict(zip(rows, (found["text"] for found in scored.take(rows, ["text"])), strict=True))
     return [
         Gallery(
@@ -94,12 +98,12 @@ def pictures(
     ]
 
 
-def _around_cuts(table: pa.Table, decision: Decision, around: int) -> list[_Wanted]:
+def _around_cuts(table: pa.Table, decision: Decision, around: int, per: Mapping[str, str]) -> list[_Wanted]:
     parts = []
-    domains = np.array(table.column("domain").to_pylist(), dtype=object)
+    names = {column: np.array([str(value) for value in table.column(column).to_pylist()]) for column in per.values()}
     for cut in decision.cuts:
         score = numbers(table, cut.by)
-        group = np.ones(len(score), bool) if cut.group is None else domains == cut.group
+        group = np.ones(len(score), bool) if cut.group is None else names[per[cut.by]] == cut.group
         name = f"{cut.by}" + (f" in {cut.group}" if cut.group else "")
         above = np.flatnonzero(decision.keep & group & np.isfinite(score))
         below = np.flatnonzero((decision.reason == f"top_{cut.by}") & group & np.isfinite(score))
@@ -111,14 +115,21 @@ def _around_cuts(table: pa.Table, decision: Decision, around: int) -> list[_Want
 
 
 def _copies(duplicates: Duplicates) -> list[_Wanted]:
+    """Of each method the first groups: what stays, then its copies."""
+    found: dict[str, dict[int, list[int]]] = defaultdict(dict)
+    for loser, winner, reason in zip(duplicates.rows, duplicates.winners, duplicates.reasons, strict=True):
+        groups = found[reason]
+        if int(winner) in groups or len(groups) < PER_REASON:
+            groups.setdefault(int(winner), []).append(int(loser))
     parts = []
-    for reason in sorted(set(duplicates.reasons)):
+    for reason, groups in sorted(found.items()):
         rows: list[int] = []
         notes: list[str] = []
-        losers = [number for number, why in enumerate(duplicates.reasons) if why == reason][:PER_REASON]
-        for number in losers:
-            rows += [int(duplicates.winners[number]), int(duplicates.rows[number])]
-            notes += ["stays", "its copy, dropped"]
+        for number, (winner, losers) in enumerate(groups.items(), 1):
+            shown = losers[:COPIES]
+            more = f" ({len(losers)} copies)" if len(losers) > COPIES else ""
+            rows += [winner, *shown]
+            notes += [f"group {number}: stays{more}", *[f"group {number}: copy, dropped"] * len(shown)]
         parts.append(_Wanted(f"copies: {reason}", None, rows, notes))
     return parts
 
@@ -136,6 +147,19 @@ def _kept(decision: Decision) -> _Wanted:
     rows = np.flatnonzero(decision.keep)
     spread = rows[np.linspace(0, len(rows) - 1, min(len(rows), 2 * PER_REASON)).astype(int)] if len(rows) else rows
     return _Wanted("kept, from all over the corpus", True, spread.tolist(), [""] * len(spread))
+
+
+def _within(shown: dict[int, str], chosen: Sequence[_Wanted]) -> dict[int, str]:
+    """Leave out the pictures that the page has no room for: the last of each gallery go first."""
+    left, kept = MAX_BYTES, {}
+    by_place = sorted((place, row) for part in chosen for place, row in enumerate(part.rows))
+    uses = Counter(row for _, row in by_place)
+    for _, row in by_place:
+        size = uses[row] * len(shown.get(row, ""))
+        if row not in kept and 0 < size <= left:
+            kept[row] = shown[row]
+            left -= size
+    return kept
 
 
 def _read(table: pa.Table, rows: list[int], files: Sequence[SourceFile]) -> dict[int, str]:

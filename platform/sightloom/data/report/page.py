@@ -26,6 +26,8 @@ p.soft,.soft{color:var(--soft)}code{font-size:12px;color:var(--soft);overflow-wr
 table{width:100%;border-collapse:collapse;background:var(--paper);border:1px solid var(--line);border-radius:10px}
 td,th{padding:5px 12px;text-align:left;border-top:1px solid var(--line);font-variant-numeric:tabular-nums}
 th{color:var(--soft);font-weight:500;border-top:0}td.n,th.n{text-align:right}td.bar{width:40%}
+.scroll{overflow-x:auto}td:first-child{overflow-wrap:anywhere;min-width:9em}
+@media(max-width:640px){td.bar,th:empty{display:none}td,th{padding:5px 8px}h1{font-size:22px}main{padding:18px 12px 40px}}
 svg{display:block;width:100%}.b-keep{fill:var(--keep)}.b-drop{fill:var(--drop)}.b-all{fill:var(--all)}
 .cut{stroke:var(--cut);stroke-width:1.6;stroke-dasharray:4 3}
 .plots{display:grid;grid-template-columns:repeat(auto-fill,minmax(270px,1fr));gap:12px}
@@ -60,6 +62,7 @@ def render(name: str, facts: dict[str, Any], galleries: Sequence[Gallery]) -> st
         _domains(facts["domains"]),
         "<h2>Scores and signals</h2><p class=soft>Grey: all usable rows. Green: kept. Dashed: the cut.</p>",
         f"<div class=plots>{''.join(_plot(title, h) for title, h in facts['histograms'].items())}</div>",
+        _cuts(facts["thresholds"]),
         _scorers(facts["scorers"]),
         "<h2>Pictures</h2>",
         *(_gallery(gallery) for gallery in galleries),
@@ -115,14 +118,14 @@ def _funnel(facts: dict[str, Any]) -> str:
         alone = f"{facts['alone'][name]:,}" if name in facts["alone"] else ""
         bar = _bar(left / total, "b-keep", (left + count) / total)
         lines.append(
-            f"<tr><td>{escape(name)}<td class=n>−{count:,}<td class=n>{left:,}<td class=n>{alone}"
+            f"<tr><td>{escape(name)}<td class=n>{f'−{count:,}' if count else 0}<td class=n>{left:,}<td class=n>{alone}"
             f"<td class=bar>{bar}</tr>"
         )
-    return (
-        "<table><tr><th>reason<th class=n>dropped<th class=n>left<th class=n>would drop alone<th></tr>"
-        + "".join(lines)
-        + "</table>"
-    )
+    return _table("<th>reason<th class=n>dropped<th class=n>left<th class=n>would drop alone<th>", lines)
+
+
+def _table(head: str, lines: Sequence[str]) -> str:
+    return f"<div class=scroll><table><tr>{head}</tr>{''.join(lines)}</table></div>"
 
 
 def _domains(domains: dict[str, dict[str, int]]) -> str:
@@ -132,7 +135,15 @@ def _domains(domains: dict[str, dict[str, int]]) -> str:
         f"<td class=bar>{_bar(counts['kept'] / most, 'b-keep', counts['rows'] / most)}</tr>"
         for name, counts in domains.items()
     ]
-    return "<table><tr><th>domain<th class=n>rows<th class=n>kept<th></tr>" + "".join(lines) + "</table>"
+    return (
+        "<div class=scroll><table><tr><th>domain<th class=n>rows<th class=n>kept<th></tr>"
+        + "".join(lines)
+        + "</table></div>"
+    )
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def _plot(title: str, histogram: dict[str, Any]) -> str:
@@ -146,16 +157,30 @@ def _plot(title: str, histogram: dict[str, Any]) -> str:
         for index, count in enumerate(counts)
         if count
     ]
-    for cut in histogram["cuts"]:
-        x = 300 * min(1.0, max(0.0, (cut - low) / (high - low)))
+    for cut in (cut for cut in histogram["cuts"] if low <= cut <= high):
+        x = 300 * (cut - low) / (high - low)
         shapes.append(f'<line class="cut" x1="{x:.2f}" x2="{x:.2f}" y1="0" y2="100"/>')
-    cuts = ", ".join(f"{cut:.3f}" for cut in histogram["cuts"])
-    below = f"<div class=soft>cut at {cuts}</div>" if cuts else ""
+    cuts = ", ".join(map(_number, histogram["cuts"]))
+    below = f"<div class=ends>cut at {cuts}</div>" if cuts else ""
     return (
         f"<div class=plot><b>{escape(title)}</b>"
         f'<svg viewBox="0 0 300 100" role="img" aria-label="histogram of {escape(title)}">{"".join(shapes)}</svg>'
-        f"<div class=ends><span>{low:.3g}</span><span>{high:.3g}</span></div>{below}</div>"
+        f"<div class=ends><span>{_number(low)}</span><span>{_number(high)}</span></div>{below}</div>"
     )
+
+
+def _cuts(thresholds: Sequence[dict[str, Any]]) -> str:
+    if not thresholds:
+        return ""
+    lines = []
+    for cut in thresholds:
+        lowest = "" if cut["threshold"] is None else f"{cut['threshold']:.4g}"
+        lines.append(
+            f"<tr><td>{escape(cut['by'])}<td>{escape(cut['group'] or 'all')}<td class=n>{cut['rows']:,}"
+            f"<td class=n>{cut['kept']:,}<td class=n>{lowest}</tr>"
+        )
+    head = "<th>score<th>group<th class=n>rows<th class=n>kept<th class=n>lowest kept"
+    return "<h2>Cuts</h2>" + _table(head, lines)
 
 
 def _scorers(scorers: dict[str, float | None]) -> str:
@@ -167,7 +192,7 @@ def _scorers(scorers: dict[str, float | None]) -> str:
     ]
     return (
         "<h2>Do the scorers know this corpus?</h2><p class=soft>The chance that a picture's own caption outranks the "
-        "next picture's, 0.5 = no idea.</p><table><tr><th>scorer<th class=n>AUC</tr>" + "".join(lines) + "</table>"
+        "next picture's, 0.5 = no idea.</p>" + _table("<th>scorer<th class=n>AUC", lines)
     )
 
 
@@ -183,11 +208,12 @@ def _gallery(gallery: Gallery) -> str:
 
 def _run(facts: dict[str, Any]) -> str:
     seconds = " · ".join(f"{escape(name)} {value:.1f} s" for name, value in facts["seconds"].items())
-    shards = "".join(
+    shards = [
         f"<tr><td>{escape(name)}<td class=n>{samples:,}<td class=n>{size / 1e6:.1f} MB</tr>"
         for name, samples, size in facts["shards"]
-    )
+    ]
     return (
-        f"<p class=soft>{seconds}</p><table><tr><th>shard<th class=n>samples<th class=n>size</tr>{shards}</table>"
-        f"<p><code>manifest digest {escape(facts['digest'])}</code></p>"
+        f"<p class=soft>{seconds}</p>"
+        + _table("<th>shard<th class=n>samples<th class=n>size", shards)
+        + f"<p><code>manifest digest {escape(facts['digest'])}</code></p>"
     )

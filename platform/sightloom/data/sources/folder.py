@@ -40,6 +40,13 @@ def find_captions(uri: str) -> FileInfo:
     return FileInfo(uri.rstrip("/") + "/", sum(info.size for info in files), hashlib.sha256(facts.encode()).hexdigest())
 
 
+def count_rows(uri: str) -> int:
+    """Return how many records `read_folder` will yield; no picture is opened."""
+    if uri.endswith("/"):
+        return sum(_extension(info.uri) in IMAGES for info in storage.listing(uri))
+    return sum(1 for _ in _rows(uri))
+
+
 def read_folder(uri: str, fields: dict[str, str], positions: frozenset[int] | None = None) -> Iterator[RawRecord]:
     """Yield one record a caption, in the captions' order; only those at `positions` where these are given."""
     folder = uri.rsplit("/", 1)[0]

@@ -90,10 +90,14 @@ def _records(table: pa.Table, first: int, mapped: dict[str, str]) -> list[RawRec
     records = []
     for index, row in enumerate(table.to_pylist()):
         image = find(row, mapped.get("image"))
-        if isinstance(image, dict):
-            image = image.get("bytes")
         pos = first + index
         record = RawRecord(pos, str(find(row, mapped.get("id")) or pos))
+        if isinstance(image, list):
+            if len(image) > 1:
+                record.refuse("multi_image", f"{len(image)} pictures in column '{mapped['image']}'")
+            image = image[0] if len(image) == 1 else None
+        if isinstance(image, dict):
+            image = image.get("bytes")
         record.meta = {name: _jsonable(row[name]) for name in plain if name not in taken and row[name] is not None}
         records.append(assemble(record, row, mapped, image, find(row, mapped.get("text"))))
     return records

@@ -17,11 +17,12 @@ SAFE_TYPES = (tarfile.REGTYPE, tarfile.AREGTYPE)
 
 
 class BrokenTar(Exception):
-    """The tar ends early or holds something that is no header; `offset` is where."""
+    """The tar ends early or holds something that is no header; `offset` is where, `member` whose content is cut."""
 
-    def __init__(self, offset: int, reason: str) -> None:
+    def __init__(self, offset: int, reason: str, member: str | None = None) -> None:
         super().__init__(f"{reason} at byte {offset}")
         self.offset = offset
+        self.member = member
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +64,9 @@ def read_members(stream: BinaryIO, wanted: Callable[[str, int], bool], is_range:
             end = position + BLOCK + (size + BLOCK - 1) // BLOCK * BLOCK
             data = None
             if wanted(name, size):
-                data = _exactly(stream, end - position - BLOCK, position + BLOCK)[:size]
+                data = _exactly(stream, end - position - BLOCK, position + BLOCK, name)[:size]
             else:
-                _skip(stream, end - position - BLOCK, position + BLOCK)
+                _skip(stream, end - position - BLOCK, position + BLOCK, name)
             yield Member(name, position, end, size, True, False, data)
             position = end
             continue
@@ -87,9 +88,9 @@ def read_members(stream: BinaryIO, wanted: Callable[[str, int], bool], is_range:
         keep = info.type in SAFE_TYPES and wanted(name, info.size)
         data = None
         if keep:
-            data = _exactly(stream, padded, position)[: info.size]
+            data = _exactly(stream, padded, position, name)[: info.size]
         else:
-            _skip(stream, padded, position)
+            _skip(stream, padded, position, name)
         position += padded
         yield Member(name, start, position, info.size, info.type in SAFE_TYPES, info.isdir(), data)
         start, long_name = None, None
@@ -131,19 +132,19 @@ def _extended_name(kind: bytes, content: bytes) -> str | None:
     return None
 
 
-def _exactly(stream: BinaryIO, count: int, position: int) -> bytes:
+def _exactly(stream: BinaryIO, count: int, position: int, member: str | None = None) -> bytes:
     parts = []
     missing = count
     while missing:
         part = stream.read(missing)
         if not part:
-            raise BrokenTar(position + count - missing, "the file ends inside a member")
+            raise BrokenTar(position + count - missing, "the file ends inside a member", member)
         parts.append(part)
         missing -= len(part)
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-def _skip(stream: BinaryIO, count: int, position: int) -> None:
+def _skip(stream: BinaryIO, count: int, position: int, member: str) -> None:
     done = 0
     while done < count:
-        done += len(_exactly(stream, min(SKIP_BYTES, count - done), position + done))
+        done += len(_exactly(stream, min(SKIP_BYTES, count - done), position + done, member))

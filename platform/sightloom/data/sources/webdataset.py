@@ -18,6 +18,7 @@ from sightloom.data.sources.tarstream import BrokenTar, Member, read_members
 IMAGES = frozenset({"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff"})
 TEXTS = frozenset({"txt", "json"})
 MAX_MEMBER = 64_000_000
+PEEK_BYTES = 4 << 20
 DEFAULT_FIELDS = {"domain": "json.domain"}
 _NAME = re.compile(r"^((?:.*/)?[^./][^./]*)\.([^/]*)$")
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
@@ -46,10 +47,12 @@ def read_tar(uri: str, fields: dict[str, str]) -> Iterator[RawRecord]:
             try:
                 member = next(members, None)
             except (BrokenTar, OSError, EOFError) as error:
-                complete = group and str(error).startswith("empty header")
+                cut = _split(error.member)[0] if isinstance(error, BrokenTar) and error.member else ""
+                last = _split(group[0].name)[0] if group else ""
+                complete = group and (str(error).startswith("empty header") or cut not in ("", last))
                 if complete:
                     yield parse_group(pos, group, fields, addressable)
-                key = _split(group[0].name)[0] if group and not complete else ""
+                key = cut if complete or not group else last
                 yield RawRecord(pos + bool(complete), key, "tar_truncated", str(error))
                 return
             if member is not None and member.folder:
@@ -66,6 +69,24 @@ def read_tar(uri: str, fields: dict[str, str]) -> Iterator[RawRecord]:
             if member is None:
                 return
             group.append(member)
+
+
+def peek(uri: str) -> float | None:
+    """Return the bytes that a record takes at the beginning of a plain tar; None where that shows no whole record."""
+    data = storage.read_bytes(uri, 0, PEEK_BYTES)
+    starts: list[int] = []
+    key = end = None
+    try:
+        for member in read_members(io.BytesIO(data), lambda name, size: False):
+            if _split(member.name)[0] != key:
+                key = _split(member.name)[0]
+                starts.append(member.offset)
+            end = member.end
+    except BrokenTar:  # it goes on after these bytes, perhaps in the middle of the last record
+        if len(starts) > 1:
+            return (starts[-1] - starts[0]) / (len(starts) - 1)
+        return float(end) if end else None
+    return len(data) / len(starts) if starts else None
 
 
 def read_range(uri: str, offset: int, size: int, pos: int, fields: dict[str, str]) -> RawRecord:
@@ -86,20 +107,22 @@ def parse_group(pos: int, group: list[Member], fields: dict[str, str], addressab
     if addressable:
         record.offset, record.size = group[0].offset, group[-1].end - group[0].offset
     values: dict[str, Any] = {}
-    image: bytes | None = None
+    images: dict[str, bytes] = {}
     for member in group:
         if not member.regular or not _is_safe(member.name):
             record.refuse("unsafe_member", repr(member.name))
             continue
-        extension = _split(member.name)[1].lower().rsplit(".", 1)[-1]
+        whole = _split(member.name)[1].lower()
+        extension = whole.rsplit(".", 1)[-1]
         if member.data is None:
             if member.size > MAX_MEMBER and (extension in IMAGES or extension in TEXTS):
                 record.refuse("large_member", f"{member.name!r} has {member.size} bytes")
             continue
         if extension in IMAGES:
-            image = member.data if image is None else image
-        else:
+            images.setdefault(whole, member.data)
+        elif whole == extension or extension not in values:  # `a.txt` says more about `a` than `a.draft.txt`
             values[extension] = member.data
+    image = _one_image(record, images)
     if "json" in values:
         values["json"] = _parse_json(record, values["json"])
         record.meta = dict(values["json"])
@@ -110,6 +133,15 @@ def parse_group(pos: int, group: list[Member], fields: dict[str, str], addressab
         mapped["record"] = "json"
     text = find(values, mapped["text"]) if "text" in mapped else values.get("txt", record.meta.get("caption"))
     return assemble(record, values, mapped, image, text)
+
+
+def _one_image(record: RawRecord, images: dict[str, bytes]) -> bytes | None:
+    """Return the picture that is named by its key alone, or the only one; several with dotted names are ambiguous."""
+    plain = next((data for extension, data in images.items() if "." not in extension), None)
+    if plain is None and len(images) > 1:
+        record.refuse("multi_image", f"key {record.key!r} (a name up to its first dot) holds {', '.join(images)}")
+        return None
+    return plain if plain is not None else next(iter(images.values()), None)
 
 
 def _parse_json(record: RawRecord, data: bytes) -> dict[str, Any]:
