@@ -32,6 +32,11 @@ def test_the_nano_curriculum_is_valid_and_its_stages_inherit_the_defaults() -> N
         (lambda d: d["stages"].reverse(), "after a later kind of stage"),
         (lambda d: d["stages"][1]["mix"]["replay"].update(weight=0.5), "must sum to 1"),
         (lambda d: d["stages"][0].update(train={}), "everything is frozen"),
+        (
+            lambda d: d["stages"][4]["train"].update(decoder={"lora": {"rnak": 4, "alpha": 8}, "lr": 1.0}),
+            "lora.rank.* is required",
+        ),
+        (lambda d: d["stages"][4]["train"].update(vision={"lora": {"rank": 4, "alpha": 8}, "lr": 1.0}), "train.vision"),
         (lambda d: d["model"].update(pretrained="x"), "either preset or pretrained"),
         (lambda d: d["stages"][1]["promote_if"][0].update(max=1), "exactly one of"),
         (lambda d: d["stages"][1].update(name=d["stages"][0]["name"]), "used twice"),

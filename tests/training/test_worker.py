@@ -17,6 +17,7 @@ from sightloom.data.shards.manifest import read_manifest
 from sightloom.errors import SightloomError
 from sightloom.model.chat import Encoder
 from sightloom.model.load import load as load_model
+from sightloom.model.lora import PROJECTIONS
 from sightloom.model.scratch import build_folder
 from sightloom.progress import NullProgress
 from sightloom.training.curriculum import Curriculum
@@ -129,14 +130,8 @@ class Killed(Exception):
     pass
 
 
-@pytest.mark.parametrize("number", [INSTRUCT, RL])
-def test_a_stage_that_was_killed_goes_on_from_its_checkpoint_to_the_same_weights(
-    order: Callable[..., StageOrder], tmp_path: Path, number: int
-) -> None:
-    extra = ("objective.rollout.keep=[0.0,1.0]", "objective.rollout.prompts=2", "objective.rollout.max_new_tokens=8")
-    overrides = ("optim.kind=muon", *(extra if number == RL else ()))
-    whole, broken = order(number, "whole", *overrides), order(number, "broken", *overrides)
-    run(whole)
+def killed_at_its_checkpoint(order: StageOrder, tmp_path: Path) -> Path:
+    """Run a stage until its first checkpoint is written, and no further; returns the checkpoint."""
     kept = tmp_path / "checkpoint"
 
     def save_and_die(name: str, write: Callable[[Path], None] | None) -> None:
@@ -146,7 +141,19 @@ def test_a_stage_that_was_killed_goes_on_from_its_checkpoint_to_the_same_weights
         raise Killed
 
     with pytest.raises(Killed):
-        run(broken, save=save_and_die)
+        run(order, save=save_and_die)
+    return kept
+
+
+@pytest.mark.parametrize("number", [INSTRUCT, RL])
+def test_a_stage_that_was_killed_goes_on_from_its_checkpoint_to_the_same_weights(
+    order: Callable[..., StageOrder], tmp_path: Path, number: int
+) -> None:
+    extra = ("objective.rollout.keep=[0.0,1.0]", "objective.rollout.prompts=2", "objective.rollout.max_new_tokens=8")
+    overrides = ("optim.kind=muon", *(extra if number == RL else ()))
+    whole, broken = order(number, "whole", *overrides), order(number, "broken", *overrides)
+    run(whole)
+    kept = killed_at_its_checkpoint(broken, tmp_path)
     events: list[dict[str, Any]] = []
     run(broken, restore=lambda read: read(kept), say=events.append)
     assert events[0]["kind"] == "start" and events[0]["step"] == 2
@@ -167,6 +174,27 @@ def test_an_export_loads_with_transformers_alone_and_a_damaged_one_is_refused(or
     weights_file.write_bytes(data)
     with pytest.raises(SightloomError, match=r"model\.safetensors differs"):
         verify(folder)
+
+
+def test_adapters_train_the_decoder_alone_and_the_export_is_a_plain_model(
+    order: Callable[..., StageOrder], tmp_path: Path
+) -> None:
+    train = "train={decoder: {lora: {rank: 4, alpha: 8}, lr: 0.01}}"
+    whole, broken = (
+        order(INSTRUCT, "whole", train, "optim.kind=adamw"),
+        order(INSTRUCT, "broken", train, "optim.kind=adamw"),
+    )
+    run(whole)
+    before = dict(AutoModelForImageTextToText.from_pretrained(whole.start).named_parameters())
+    after = weights(whole)
+    assert list(after) == list(before)
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert len(changed) == 4 * 7 and all(name.split(".")[-2] in PROJECTIONS for name in changed)
+    verify(Path(whole.folder) / "model")
+
+    kept = killed_at_its_checkpoint(broken, tmp_path)
+    run(broken, restore=lambda read: read(kept))
+    assert_equal_weights(whole, broken, 0.0)
 
 
 def test_rollouts_are_kept_as_rows_and_a_step_without_signal_leaves_the_weights(

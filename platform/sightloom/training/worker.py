@@ -10,6 +10,7 @@ import torch
 
 from sightloom.config import Frozen
 from sightloom.errors import SightloomError
+from sightloom.model import lora
 from sightloom.model.chat import Encoder
 from sightloom.model.heads import ContrastiveHeads, TrainableVLM
 from sightloom.model.load import VLM, load
@@ -25,7 +26,7 @@ from sightloom.training.parallel import Workers
 from sightloom.training.tasks.batch import Packer
 from sightloom.training.tasks.build import build_objective
 
-_PROBE_DRAW, _INIT_DRAW = 9, 10  # purposes of the keyed draws
+_PROBE_DRAW, _INIT_DRAW, _LORA_DRAW = 9, 10, 11  # purposes of the keyed draws
 _NUM_PROBES: Final = 4
 
 SaveTo = Callable[[str, Callable[[Path], None] | None], None]
@@ -67,9 +68,11 @@ def run_stage(
     encoder = Encoder(vlm.processor)
     packer = Packer(encoder, vlm.model.config)
     objective = build_objective(stage, corpus, packer, workers, order.seed, vlm, Path(order.folder))
-    optimizer = build_optimizer(
-        dict(model.named_parameters()), module_groups(model), stage.train.by_group(), stage.optim, workers
-    )
+    groups = module_groups(model)
+    if stage.train.lora is not None:
+        groups["decoder"] = [name for name in groups["decoder"] if lora.is_adapter(name)]
+    rates = stage.train.by_group()
+    optimizer = build_optimizer(dict(model.named_parameters()), groups, rates, stage.optim, workers)
     start = Position(0, {})
 
     def read(folder: Path) -> bool:
@@ -101,6 +104,7 @@ def run_stage(
 def _finish(
     order: StageOrder, vlm: VLM, corpus: Corpus, metrics: dict[str, float], init: dict[str, float], totals: Totals
 ) -> dict[str, Any]:
+    lora.merge(vlm.model)
     if not all(bool(torch.isfinite(parameter).all()) for parameter in vlm.model.parameters()):
         raise SightloomError(f"stage '{order.stage.name}' ended with weights that are not finite")
     thinking = order.stage.evaluate.thinking
@@ -118,7 +122,10 @@ def _finish(
 
 
 def _trainable(vlm: VLM, order: StageOrder) -> TrainableVLM:
-    objective = order.stage.objective
+    objective, adapters = order.stage.objective, order.stage.train.lora
+    if adapters is not None:
+        seed = int(keyed(order.seed, _LORA_DRAW).integers(0, 2**31))
+        lora.attach(vlm.model, adapters.rank, adapters.alpha, seed)
     if objective.kind != "align":
         return TrainableVLM(vlm.model)
     # fresh heads: the same on every worker, and without a draw from the global generator
