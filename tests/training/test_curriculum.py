@@ -27,8 +27,17 @@ def test_the_nano_curriculum_is_valid_and_its_stages_inherit_the_defaults() -> N
     ("change", "words"),
     [
         (lambda d: d["stages"][0].update(setps=3), r"unknown key 'setps' in stages.0 .*did you mean 'steps'"),
-        (lambda d: d["stages"][0]["objective"].update(kind="dpo"), "'dpo'.*'align', 'sft', 'rl'"),
-        (lambda d: d["stages"][0].update(stage="aling"), "'align', 'instruct', 'reason' or 'specialize'.*'aling'"),
+        (lambda d: d["stages"][0]["objective"].update(kind="ppo"), "'ppo'.*'align', 'sft', 'rl', 'dpo', 'rm'"),
+        (
+            lambda d: d["stages"][3].update(objective={"kind": "dpo", "loss": "ipo", "label_smoothing": 0.1}),
+            "no meaning",
+        ),
+        (lambda d: d["stages"][3].update(objective={"kind": "rm"}), "trains its head"),
+        (lambda d: d["stages"][3].update(objective={"kind": "rm"}, train={"head": 1.0}), "start from a reward model"),
+        (
+            lambda d: d["stages"][0].update(stage="aling"),
+            "'align', 'instruct', 'reason', 'prefer' or 'specialize'.*'aling'",
+        ),
         (lambda d: d["stages"].reverse(), "after a later kind of stage"),
         (lambda d: d["stages"][1]["mix"]["replay"].update(weight=0.5), "must sum to 1"),
         (lambda d: d["stages"][0].update(train={}), "everything is frozen"),

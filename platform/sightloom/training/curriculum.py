@@ -8,7 +8,7 @@ from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 from sightloom.config import Frozen
 from sightloom.training.objective_options import Count, Objective, Positive, Share
 
-StageKind = Literal["align", "instruct", "reason", "specialize"]
+StageKind = Literal["align", "instruct", "reason", "prefer", "specialize"]
 STAGE_ORDER: Final[tuple[str, ...]] = get_args(StageKind)
 Rate = Annotated[float, Field(gt=0)] | Literal["frozen"]
 
@@ -257,6 +257,12 @@ class Curriculum(Frozen):
             last = place
             if stage.name in seen:
                 raise ValueError(f"stages.{index}: the name '{stage.name}' is used twice")
+            if index and stage.init is None and self.stages[index - 1].objective.kind == "rm":
+                raise ValueError(f"stages.{index} '{stage.name}' would start from a reward model: give it `init`")
+            if stage.objective.kind == "rm" and stage.train.head == "frozen":
+                raise ValueError(
+                    f"stages.{index} '{stage.name}': a reward model trains its head, give train.head a rate"
+                )
             if stage.init is not None and "/" not in stage.init and stage.init not in seen:
                 raise ValueError(f"stages.{index}.init: '{stage.init}' is no earlier stage and no path")
             seen.append(stage.name)

@@ -127,7 +127,7 @@ class StageDriver:
         vlm = verify(self._folder / "model")
         metrics = dict(trained["metrics"])
         init = {**self._start.metrics, **trained["init"]}
-        if self._stage.objective.kind != "align":
+        if self._stage.objective.kind not in ("align", "rm"):  # neither is a model that answers
             metrics |= examiner.ask(vlm, self._stage, self._folder / "evaluation")
             if missing_at_init(self._stage.promote_if, init):
                 init = {**examiner.ask(load(str(self._start.folder)), self._stage, None), **init}

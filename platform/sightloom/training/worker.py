@@ -12,7 +12,7 @@ from sightloom.config import Frozen
 from sightloom.errors import SightloomError
 from sightloom.model import lora
 from sightloom.model.chat import Encoder
-from sightloom.model.heads import ContrastiveHeads, TrainableVLM
+from sightloom.model.heads import ContrastiveHeads, RewardHead, TrainableVLM
 from sightloom.model.load import VLM, load
 from sightloom.model.modules import module_groups
 from sightloom.training.checkpoint import Clock, Position, restore, save
@@ -96,19 +96,26 @@ def run_stage(
     try:
         totals = fit(model, objective, optimizer, stage.optim, stage.steps, start, workers, clock, keep, say)
         model.eval()
-        return _finish(order, vlm, corpus, objective.measure(model), init, totals) if lead else {}
+        return _finish(order, vlm, model.heads, corpus, objective.measure(model), init, totals) if lead else {}
     finally:
         objective.close()
 
 
 def _finish(
-    order: StageOrder, vlm: VLM, corpus: Corpus, metrics: dict[str, float], init: dict[str, float], totals: Totals
+    order: StageOrder,
+    vlm: VLM,
+    heads: torch.nn.Module | None,
+    corpus: Corpus,
+    metrics: dict[str, float],
+    init: dict[str, float],
+    totals: Totals,
 ) -> dict[str, Any]:
     lora.merge(vlm.model)
     if not all(bool(torch.isfinite(parameter).all()) for parameter in vlm.model.parameters()):
         raise SightloomError(f"stage '{order.stage.name}' ended with weights that are not finite")
     thinking = order.stage.evaluate.thinking
-    digest = export(vlm, Path(order.folder) / "model", order.info, _probes(corpus, order.seed), thinking)
+    head = heads if isinstance(heads, RewardHead) else None
+    digest = export(vlm, Path(order.folder) / "model", order.info, _probes(corpus, order.seed), thinking, head)
     return {
         "steps": totals.steps,
         "samples": totals.samples,
@@ -126,12 +133,13 @@ def _trainable(vlm: VLM, order: StageOrder) -> TrainableVLM:
     if adapters is not None:
         seed = int(keyed(order.seed, _LORA_DRAW).integers(0, 2**31))
         lora.attach(vlm.model, adapters.rank, adapters.alpha, seed)
-    if objective.kind != "align":
+    if objective.kind not in ("align", "rm"):
         return TrainableVLM(vlm.model)
     # fresh heads: the same on every worker, and without a draw from the global generator
     state = torch.random.get_rng_state()
     torch.manual_seed(int(keyed(order.seed, _INIT_DRAW).integers(0, 2**31)))
-    heads = ContrastiveHeads(vlm.model.config.get_text_config().hidden_size, objective.contrastive)
+    width = vlm.model.config.get_text_config().hidden_size
+    heads = ContrastiveHeads(width, objective.contrastive) if objective.kind == "align" else RewardHead(width)
     torch.random.set_rng_state(state)
     return TrainableVLM(vlm.model, heads)
 
