@@ -13,7 +13,7 @@ from sightloom.model.load import VLM
 from sightloom.model.modules import module_groups
 from sightloom.model.packs import pack_documents
 
-ATOL = 2e-6  # fp32 log-probabilities, 4 layers: W + BA in one product against two; worst measured 7e-7
+ATOL = 3e-6  # fp32 log-probabilities, 4 layers: W + BA in one product against two; worst measured 1.4e-6
 
 
 @pytest.fixture

@@ -40,6 +40,10 @@ def test_the_nano_curriculum_is_valid_and_its_stages_inherit_the_defaults() -> N
         ),
         (lambda d: d["stages"].reverse(), "after a later kind of stage"),
         (lambda d: d["stages"][1]["mix"]["replay"].update(weight=0.5), "must sum to 1"),
+        (lambda d: d.update(parallel={"shard": 3}), "replicate x shard must be the number of workers, 2"),
+        (lambda d: d.update(parallel={"replicate": 2, "shard": 2}), "they are 2 x 2"),
+        (lambda d: d.update(parallel={"shard": 2}), r"stages.0.optim.kind: muon needs whole matrices"),
+        (lambda d: d.update(parallel={"compile": True}), "unknown key 'compile'"),
         (lambda d: d["stages"][0].update(train={}), "everything is frozen"),
         (
             lambda d: d["stages"][4]["train"].update(decoder={"lora": {"rnak": 4, "alpha": 8}, "lr": 1.0}),

@@ -24,6 +24,7 @@ from sightloom.training.curriculum import Curriculum
 from sightloom.training.export import verify
 from sightloom.training.index import corpus_texts, index_for
 from sightloom.training.parallel import Workers
+from sightloom.training.run_options import ParallelOptions
 from sightloom.training.worker import StageOrder, run_stage
 
 NANO = Path(__file__).parents[2] / "pipelines" / "curricula" / "nano.yaml"
@@ -68,20 +69,20 @@ def run(order: StageOrder, workers: Workers = Workers(0, 1), **hooks: Any) -> di
     )
 
 
-def _one_rank(rank: int, order: StageOrder, port: int, errors: Any) -> None:
+def _one_rank(rank: int, order: StageOrder, port: int, errors: Any, hooks: dict[str, Any]) -> None:
     try:
         dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-        run(order, Workers(rank, 2))
+        run(order, Workers(rank, 2), **hooks)
         dist.destroy_process_group()
     except BaseException as error:
         errors.put(repr(error))
         raise
 
 
-def run_on_two(order: StageOrder, port: int) -> None:
+def run_on_two(order: StageOrder, port: int, **hooks: Any) -> None:
     context = multiprocessing.get_context("fork")  # spawned processes would import torch again
     errors = context.Queue()
-    ranks = [context.Process(target=_one_rank, args=(rank, order, port, errors)) for rank in range(2)]
+    ranks = [context.Process(target=_one_rank, args=(rank, order, port, errors, hooks)) for rank in range(2)]
     for process in ranks:
         process.start()
     for process in ranks:
@@ -115,6 +116,38 @@ def test_two_workers_end_with_the_weights_of_one(
     run_on_two(together, unused_port)
     assert_equal_weights(alone, together, PARAMETER_ATOL)
     assert change(alone) > 1e-3
+
+
+@pytest.mark.parametrize("number", [ALIGN, INSTRUCT])
+def test_two_workers_that_share_the_model_end_with_the_weights_of_one(
+    order: Callable[..., StageOrder], number: int, unused_port: int
+) -> None:
+    # packs=3 leaves the second worker a blank one
+    options = ("optim.kind=adamw", "batch.packs=3", "train={fusion: 0.001, decoder: 0.003, head: 0.002}")
+    alone, together = order(number, "one", *options), order(number, "two", *options)
+    together = together.model_copy(update={"parallel": ParallelOptions(shard=2, recompute=True)})
+    run(alone)
+    run_on_two(together, unused_port)
+    assert_equal_weights(alone, together, PARAMETER_ATOL)
+    verify(Path(together.folder) / "model")
+
+
+def test_one_worker_goes_on_from_the_checkpoint_of_two_that_shared_the_model(
+    order: Callable[..., StageOrder], unused_port: int, tmp_path: Path
+) -> None:
+    alone, together = order(INSTRUCT, "one", "optim.kind=adamw"), order(INSTRUCT, "two", "optim.kind=adamw")
+    kept = tmp_path / "checkpoint"
+
+    def keep(name: str, write: Callable[[Path], None] | None) -> None:
+        if write is not None:
+            kept.mkdir()
+            write(kept)
+
+    run_on_two(together.model_copy(update={"parallel": ParallelOptions(shard=2)}), unused_port, save=keep)
+    events: list[dict[str, Any]] = []
+    run(alone, restore=lambda read: read(kept), say=events.append)
+    assert events[0]["step"] == 2
+    assert_equal_weights(alone, together, PARAMETER_ATOL)
 
 
 @pytest.fixture

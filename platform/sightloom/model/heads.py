@@ -67,6 +67,7 @@ class TrainableVLM(nn.Module):
         patch_embedding.use_matrix_product(model)
         self.vlm = model
         self.heads = heads
+        self.always_look = False  # a pack without a picture looks at a blank one: shared-out towers must run everywhere
         self.never: torch.Tensor
         self.register_buffer("never", never_written(model.config), persistent=False)
         self.image_token_id: int = model.config.image_token_id
@@ -84,6 +85,7 @@ class TrainableVLM(nn.Module):
             sampled: normalise over what generation samples from, without the tokens of pictures.
         """
         vision = self._look(pack)
+        blank = self._blank(pack) if vision is None and self.always_look else None
         hidden_LD = self.vlm.model(
             input_ids=pack.input_ids,
             position_ids=pack.position_ids,
@@ -95,6 +97,8 @@ class TrainableVLM(nn.Module):
             max_length_q=pack.longest,
             max_length_k=pack.longest,
         ).last_hidden_state[0]
+        if blank is not None:
+            hidden_LD = hidden_LD + blank
         logprobs = entropy = image_features = text_features = rewards = None
         if "logprobs" in want or "entropy" in want:
             labelled_MD = hidden_LD.index_select(0, pack.label_positions)
@@ -122,3 +126,14 @@ class TrainableVLM(nn.Module):
         if pack.pixel_values is None:
             return None
         return self.vlm.model.get_image_features(pack.pixel_values, pack.image_grid_thw, return_dict=True)
+
+    def _blank(self, pack: Pack) -> torch.Tensor:
+        """Zero, by way of all that a picture passes through: the least one, of zeros; its gradients are zero too."""
+        vision = self.vlm.config.vision_config
+        width = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
+        weight = self.vlm.lm_head.weight
+        pixels = weight.new_zeros(self.merge_size**2, width)
+        grid = torch.tensor([[1, self.merge_size, self.merge_size]], device=pack.input_ids.device)
+        seen = self.vlm.model.get_image_features(pixels, grid, return_dict=True)
+        fused = [part for layer in seen.deepstack_features or () for part in layer]
+        return 0.0 * torch.stack([part.sum() for part in (*seen.pooler_output, *fused)]).sum()

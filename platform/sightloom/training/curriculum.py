@@ -7,61 +7,19 @@ from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from sightloom.config import Frozen
 from sightloom.training.objective_options import Count, Objective, Positive, Share
+from sightloom.training.run_options import (
+    CheckpointOptions,
+    Data,
+    Model,
+    ParallelOptions,
+    RayOptions,
+    Run,
+    TrackingOptions,
+)
 
 StageKind = Literal["align", "instruct", "reason", "prefer", "specialize"]
 STAGE_ORDER: Final[tuple[str, ...]] = get_args(StageKind)
 Rate = Annotated[float, Field(gt=0)] | Literal["frozen"]
-
-
-class Run(Frozen):
-    """What the run is called; every draw of it comes from the seed."""
-
-    name: str = Field(min_length=1, pattern=r"^[\w.-]+$")
-    seed: int = 17
-
-
-class Model(Frozen):
-    """Where the first stage starts: a preset built from scratch, or a pretrained folder, hub id or URI."""
-
-    preset: str | None = None
-    pretrained: str | None = None
-
-    @model_validator(mode="after")
-    def _exactly_one(self) -> "Model":
-        if (self.preset is None) == (self.pretrained is None):
-            raise ValueError("give either preset or pretrained")
-        return self
-
-
-class Data(Frozen):
-    """The shards; the share `heldout` of their pictures never trains, at most `heldout_max` rows a domain are asked."""
-
-    manifest: str
-    heldout: Share = 0.02
-    heldout_max: Count = 300
-
-
-class RayOptions(Frozen):
-    """Workers on the cluster (0: in the driver's own process, without Ray), each with so many threads."""
-
-    workers: Annotated[int, Field(ge=0)] = 1
-    threads: Count = 1
-    max_failures: Annotated[int, Field(ge=0)] = 8
-
-
-class CheckpointOptions(Frozen):
-    """How often a running stage is saved and how many of its checkpoints stay."""
-
-    every_minutes: Positive = 10
-    every_steps: Count | None = None
-    keep: Count = 2
-
-
-class TrackingOptions(Frozen):
-    """The MLflow store; without `uri` a sqlite file in the output folder."""
-
-    uri: str | None = None
-    experiment: str = "sightloom"
 
 
 class Batch(Frozen):
@@ -218,6 +176,7 @@ class Curriculum(Frozen):
     model: Model
     data: Data
     ray: RayOptions = RayOptions()
+    parallel: ParallelOptions = ParallelOptions()
     checkpoint: CheckpointOptions = CheckpointOptions()
     tracking: TrackingOptions = TrackingOptions()
     gates: Literal["stop", "warn"] = "stop"
@@ -245,6 +204,21 @@ class Curriculum(Frozen):
             else:
                 stages.append(stage)
         return {**value, "stages": stages}
+
+    @model_validator(mode="after")
+    def _parallel_takes_effect(self) -> "Curriculum":
+        parallel, workers = self.parallel, max(self.ray.workers, 1)
+        if parallel.copies(workers) * parallel.shard != workers:
+            raise ValueError(
+                f"parallel: replicate x shard must be the number of workers, {workers} (ray.workers); "
+                f"they are {parallel.copies(workers)} x {parallel.shard}"
+            )
+        for index, stage in enumerate(self.stages if parallel.shard > 1 else ()):
+            if stage.optim.kind == "muon":
+                raise ValueError(f"stages.{index}.optim.kind: muon needs whole matrices, parallel.shard adamw")
+            if stage.objective.kind == "rl":
+                raise ValueError(f"stages.{index}.objective: rl writes with the whole model; set parallel.shard to 1")
+        return self
 
     @model_validator(mode="after")
     def _stages_in_order(self) -> "Curriculum":
