@@ -1,5 +1,7 @@
 """The verb train."""
 
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -14,7 +16,7 @@ from sightloom.config import load
 from sightloom.progress import terminal_progress
 from sightloom.tracking import open_tracker
 from sightloom.training.curriculum import Curriculum
-from sightloom.training.stages import TrainResult, train
+from sightloom.training.stages import PlannedStage, TrainResult, plan, train
 
 _SHOWN = ("eval/all/caption_loss", "eval/all/retrieval_r1", "eval/all/accuracy", "eval/steps/accuracy")
 
@@ -33,6 +35,9 @@ def train_verb(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Override a key, e.g. data.manifest=… or stages.0.steps=100."),
     ] = None,
+    plan_only: Annotated[
+        bool, typer.Option("--plan", help="Print the stages, their steps and tokens and what is done; run nothing.")
+    ] = False,
     ray: Ray = runtime.LOCAL,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -41,10 +46,28 @@ def train_verb(
     sightloom train pipelines/curricula/nano.yaml --set data.manifest=out/photos/shards/photos/manifest.json
     """
     options = load(Curriculum, curriculum, set_ or [])
+    if plan_only:
+        stages = plan(options, out)
+        console.emit(
+            {"stages": [asdict(stage) for stage in stages]}, as_json, lambda screen: _show_plan(screen, stages)
+        )
+        return
     store = options.tracking.uri or f"sqlite:///{Path(out).absolute()}/mlflow.db"
     tracker = open_tracker(store, options.tracking.experiment)
     result = train(options, out, terminal_progress(), tracker, ray)
     console.emit(result.to_json(), as_json, lambda screen: _show(screen, result, store))
+
+
+def _show_plan(screen: Console, stages: Sequence[PlannedStage]) -> None:
+    table = Table(box=None, pad_edge=False)
+    for title in ("name", "stage", "objective", "steps", "tokens at most", "status"):
+        table.add_column(title, justify="right" if title in ("steps", "tokens at most") else "left")
+    for stage in stages:
+        numbers = (f"{stage.steps:,}", f"{stage.max_tokens:,}")
+        table.add_row(stage.name, stage.stage, stage.objective, *numbers, stage.status)
+    screen.print(table)
+    left = sum(stage.status == "to do" for stage in stages)
+    screen.print(f"\n{left} of {len(stages)} stages to do; next: the same command without --plan", soft_wrap=True)
 
 
 def _show(screen: Console, result: TrainResult, store: str) -> None:
