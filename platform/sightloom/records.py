@@ -204,6 +204,18 @@ class Conversation:
         messages[first] = replace(messages[first], image=True)
         return replace(self, messages=tuple(messages))
 
+    def compared(self) -> tuple["Conversation", "Conversation"]:
+        """A preference record as two dialogues: the one that ends with the chosen answer, and the other.
+
+        Raises:
+            ValueError: the record compares nothing.
+        """
+        if self.chosen is None or self.rejected is None:
+            raise ValueError(f"conversation {self.id} is no preference: it has no chosen and rejected answer")
+        dialogue = replace(self, kind="conversation", chosen=None, rejected=None)
+        first, second = (replace(dialogue, messages=(*self.messages, end)) for end in (self.chosen, self.rejected))
+        return first, second
+
     def prompt(self) -> tuple[Message, ...]:
         """The messages up to the last user turn: what a model is asked."""
         return self.messages[:-1] if self.messages[-1].role == "assistant" else self.messages

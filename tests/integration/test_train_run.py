@@ -15,7 +15,7 @@ from sightloom.errors import SightloomError, UserMistake
 from sightloom.progress import NullProgress
 from sightloom.tracking import MlflowTracker, NullTracker
 from sightloom.training.curriculum import Curriculum
-from sightloom.training.stages import train
+from sightloom.training.stages import plan, train
 
 NANO = Path(__file__).parents[2] / "pipelines" / "curricula" / "nano.yaml"
 
@@ -92,7 +92,17 @@ def test_a_changed_rate_runs_its_stage_and_those_behind_it_again_alone(manifest:
         options = curriculum(manifest, "ray.workers=0", "stages.0.steps=2", "stages.1.steps=2", *overrides)
         return [stage.model_dir for stage in train(options, str(tmp_path), NullProgress(), NullTracker()).stages]
 
+    def planned(*overrides: str) -> list[str]:
+        options = curriculum(manifest, "ray.workers=0", "stages.0.steps=2", "stages.1.steps=2", *overrides)
+        stages = plan(options, str(tmp_path))
+        assert [stage.max_tokens for stage in stages] == [2 * 2 * 400] * 2
+        return ["done" if stage.status in ("promoted", "warned") else stage.status for stage in stages]
+
+    assert planned() == ["to do", "to do"] and not list(tmp_path.iterdir())
     first = run()
+    assert planned() == ["done", "done"]
+    assert planned("stages.1.train.decoder=0.002") == ["done", "to do"]
+    assert planned("stages.0.train.decoder=0.002") == ["to do", "to do"]
     changed = run("stages.1.train.decoder=0.002")
     assert changed[0] == first[0] and changed[1] != first[1]
     assert run() == first

@@ -12,18 +12,30 @@ from sightloom.data.shards.manifest import FORMAT, Manifest, Shard, Totals
 from sightloom.data.shards.tarfiles import TarWriter
 from sightloom.demo.corpus.defects import encode
 from sightloom.demo.corpus.painters import sample
-from sightloom.records import Conversation, Pair
+from sightloom.records import Conversation, Message, Pair
+
+UNHELPFUL = "I do not know what this is."
 
 
-def write_shards(folder: Path, num_pairs: int, num_pictures: int, seed: int = 5, per_shard: int = 60) -> str:
-    """Shards of the procedural corpus as `sightloom curate` leaves them, without the curation; returns the manifest."""
+def write_shards(
+    folder: Path, num_pairs: int, num_pictures: int, seed: int = 5, per_shard: int = 60, num_preferences: int = 0
+) -> str:
+    """Shards of the procedural corpus as `sightloom curate` leaves them, without the curation; returns the manifest.
+
+    A preference prefers the picture's caption to UNHELPFUL.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     rows: list[tuple[list[tuple[str, bytes]], dict[str, Any]]] = []
-    for index in range(num_pairs + num_pictures):
+    for index in range(num_pairs + num_pictures + num_preferences):
         one = sample(seed, index)
         image = encode(one.image, "png")
         records: list[Conversation | Pair] = [Pair(one.caption, one.domain)]
-        if index >= num_pairs:
+        if index >= num_pairs + num_pictures:
+            asked = (Message("user", "What is shown?", image=True),)
+            better, worse = Message("assistant", one.caption), Message("assistant", UNHELPFUL)
+            id = f"{index:08d}"
+            records = [Conversation(id, "preference", "caption", one.domain, asked, None, better, worse)]
+        elif index >= num_pairs:
             records = list(one.records(f"{index:08d}"))
         for number, record in enumerate(records):
             rows.append(_row(record, image, f"{index:08d}/{number}", one.domain, one.image.size))
@@ -55,7 +67,7 @@ def _row(
         meta = {"uid": uid.hex(), "sightloom": own}
         return [("png", image), ("txt", record.text.encode()), ("json", canonical_json(meta))], row
     row |= {
-        "kind": "conversation", "task": record.task, "turns": record.turns, "reasoning_chars": record.reasoning_chars,
+        "kind": record.kind, "task": record.task, "turns": record.turns, "reasoning_chars": record.reasoning_chars,
         "answer_kind": record.answer.kind if record.answer else None,
     }  # fmt: skip
     return [("png", image), ("json", canonical_json(record.to_json() | {"uid": uid.hex(), "sightloom": own}))], row

@@ -17,12 +17,14 @@ from sightloom.data.shards.manifest import read_manifest
 from sightloom.errors import SightloomError
 from sightloom.model.chat import Encoder
 from sightloom.model.load import load as load_model
+from sightloom.model.lora import PROJECTIONS
 from sightloom.model.scratch import build_folder
 from sightloom.progress import NullProgress
 from sightloom.training.curriculum import Curriculum
 from sightloom.training.export import verify
 from sightloom.training.index import corpus_texts, index_for
 from sightloom.training.parallel import Workers
+from sightloom.training.run_options import ParallelOptions
 from sightloom.training.worker import StageOrder, run_stage
 
 NANO = Path(__file__).parents[2] / "pipelines" / "curricula" / "nano.yaml"
@@ -67,20 +69,20 @@ def run(order: StageOrder, workers: Workers = Workers(0, 1), **hooks: Any) -> di
     )
 
 
-def _one_rank(rank: int, order: StageOrder, port: int, errors: Any) -> None:
+def _one_rank(rank: int, order: StageOrder, port: int, errors: Any, hooks: dict[str, Any]) -> None:
     try:
         dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-        run(order, Workers(rank, 2))
+        run(order, Workers(rank, 2), **hooks)
         dist.destroy_process_group()
     except BaseException as error:
         errors.put(repr(error))
         raise
 
 
-def run_on_two(order: StageOrder, port: int) -> None:
+def run_on_two(order: StageOrder, port: int, **hooks: Any) -> None:
     context = multiprocessing.get_context("fork")  # spawned processes would import torch again
     errors = context.Queue()
-    ranks = [context.Process(target=_one_rank, args=(rank, order, port, errors)) for rank in range(2)]
+    ranks = [context.Process(target=_one_rank, args=(rank, order, port, errors, hooks)) for rank in range(2)]
     for process in ranks:
         process.start()
     for process in ranks:
@@ -116,6 +118,38 @@ def test_two_workers_end_with_the_weights_of_one(
     assert change(alone) > 1e-3
 
 
+@pytest.mark.parametrize("number", [ALIGN, INSTRUCT])
+def test_two_workers_that_share_the_model_end_with_the_weights_of_one(
+    order: Callable[..., StageOrder], number: int, unused_port: int
+) -> None:
+    # packs=3 leaves the second worker a blank one
+    options = ("optim.kind=adamw", "batch.packs=3", "train={fusion: 0.001, decoder: 0.003, head: 0.002}")
+    alone, together = order(number, "one", *options), order(number, "two", *options)
+    together = together.model_copy(update={"parallel": ParallelOptions(shard=2, recompute=True)})
+    run(alone)
+    run_on_two(together, unused_port)
+    assert_equal_weights(alone, together, PARAMETER_ATOL)
+    verify(Path(together.folder) / "model")
+
+
+def test_one_worker_goes_on_from_the_checkpoint_of_two_that_shared_the_model(
+    order: Callable[..., StageOrder], unused_port: int, tmp_path: Path
+) -> None:
+    alone, together = order(INSTRUCT, "one", "optim.kind=adamw"), order(INSTRUCT, "two", "optim.kind=adamw")
+    kept = tmp_path / "checkpoint"
+
+    def keep(name: str, write: Callable[[Path], None] | None) -> None:
+        if write is not None:
+            kept.mkdir()
+            write(kept)
+
+    run_on_two(together.model_copy(update={"parallel": ParallelOptions(shard=2)}), unused_port, save=keep)
+    events: list[dict[str, Any]] = []
+    run(alone, restore=lambda read: read(kept), say=events.append)
+    assert events[0]["step"] == 2
+    assert_equal_weights(alone, together, PARAMETER_ATOL)
+
+
 @pytest.fixture
 def unused_port() -> int:
     import socket
@@ -129,14 +163,8 @@ class Killed(Exception):
     pass
 
 
-@pytest.mark.parametrize("number", [INSTRUCT, RL])
-def test_a_stage_that_was_killed_goes_on_from_its_checkpoint_to_the_same_weights(
-    order: Callable[..., StageOrder], tmp_path: Path, number: int
-) -> None:
-    extra = ("objective.rollout.keep=[0.0,1.0]", "objective.rollout.prompts=2", "objective.rollout.max_new_tokens=8")
-    overrides = ("optim.kind=muon", *(extra if number == RL else ()))
-    whole, broken = order(number, "whole", *overrides), order(number, "broken", *overrides)
-    run(whole)
+def killed_at_its_checkpoint(order: StageOrder, tmp_path: Path) -> Path:
+    """Run a stage until its first checkpoint is written, and no further; returns the checkpoint."""
     kept = tmp_path / "checkpoint"
 
     def save_and_die(name: str, write: Callable[[Path], None] | None) -> None:
@@ -146,7 +174,19 @@ def test_a_stage_that_was_killed_goes_on_from_its_checkpoint_to_the_same_weights
         raise Killed
 
     with pytest.raises(Killed):
-        run(broken, save=save_and_die)
+        run(order, save=save_and_die)
+    return kept
+
+
+@pytest.mark.parametrize("number", [INSTRUCT, RL])
+def test_a_stage_that_was_killed_goes_on_from_its_checkpoint_to_the_same_weights(
+    order: Callable[..., StageOrder], tmp_path: Path, number: int
+) -> None:
+    extra = ("objective.rollout.keep=[0.0,1.0]", "objective.rollout.prompts=2", "objective.rollout.max_new_tokens=8")
+    overrides = ("optim.kind=muon", *(extra if number == RL else ()))
+    whole, broken = order(number, "whole", *overrides), order(number, "broken", *overrides)
+    run(whole)
+    kept = killed_at_its_checkpoint(broken, tmp_path)
     events: list[dict[str, Any]] = []
     run(broken, restore=lambda read: read(kept), say=events.append)
     assert events[0]["kind"] == "start" and events[0]["step"] == 2
@@ -167,6 +207,27 @@ def test_an_export_loads_with_transformers_alone_and_a_damaged_one_is_refused(or
     weights_file.write_bytes(data)
     with pytest.raises(SightloomError, match=r"model\.safetensors differs"):
         verify(folder)
+
+
+def test_adapters_train_the_decoder_alone_and_the_export_is_a_plain_model(
+    order: Callable[..., StageOrder], tmp_path: Path
+) -> None:
+    train = "train={decoder: {lora: {rank: 4, alpha: 8}, lr: 0.01}}"
+    whole, broken = (
+        order(INSTRUCT, "whole", train, "optim.kind=adamw"),
+        order(INSTRUCT, "broken", train, "optim.kind=adamw"),
+    )
+    run(whole)
+    before = dict(AutoModelForImageTextToText.from_pretrained(whole.start).named_parameters())
+    after = weights(whole)
+    assert list(after) == list(before)
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert len(changed) == 4 * 7 and all(name.split(".")[-2] in PROJECTIONS for name in changed)
+    verify(Path(whole.folder) / "model")
+
+    kept = killed_at_its_checkpoint(broken, tmp_path)
+    run(broken, restore=lambda read: read(kept))
+    assert_equal_weights(whole, broken, 0.0)
 
 
 def test_rollouts_are_kept_as_rows_and_a_step_without_signal_leaves_the_weights(

@@ -1,5 +1,7 @@
 """The verb train."""
 
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,7 +19,7 @@ from sightloom.training.curriculum import Curriculum
 if TYPE_CHECKING:
     from sightloom import tracking
     from sightloom.training import stages
-    from sightloom.training.stages import TrainResult
+    from sightloom.training.stages import PlannedStage, TrainResult
 else:
     tracking, stages = Later("sightloom.tracking"), Later("sightloom.training.stages")
 
@@ -38,6 +40,9 @@ def train_verb(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Override a key, e.g. data.manifest=… or stages.0.steps=100."),
     ] = None,
+    plan_only: Annotated[
+        bool, typer.Option("--plan", help="Print the stages, their steps and tokens and what is done; run nothing.")
+    ] = False,
     ray: Ray = LOCAL,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -46,10 +51,28 @@ def train_verb(
     sightloom train pipelines/curricula/nano.yaml --set data.manifest=out/photos/shards/photos/manifest.json
     """
     options = load(Curriculum, curriculum, set_ or [])
+    if plan_only:
+        planned = stages.plan(options, out)
+        console.emit(
+            {"stages": [asdict(stage) for stage in planned]}, as_json, lambda screen: _show_plan(screen, planned)
+        )
+        return
     store = options.tracking.uri or f"sqlite:///{Path(out).absolute()}/mlflow.db"
     tracker = tracking.open_tracker(store, options.tracking.experiment)
     result = stages.train(options, out, terminal_progress(), tracker, ray)
     console.emit(result.to_json(), as_json, lambda screen: _show(screen, result, store))
+
+
+def _show_plan(screen: Console, planned: "Sequence[PlannedStage]") -> None:
+    table = Table(box=None, pad_edge=False)
+    for title in ("name", "stage", "objective", "steps", "tokens at most", "status"):
+        table.add_column(title, justify="right" if title in ("steps", "tokens at most") else "left")
+    for stage in planned:
+        numbers = (f"{stage.steps:,}", f"{stage.max_tokens:,}")
+        table.add_row(stage.name, stage.stage, stage.objective, *numbers, stage.status)
+    screen.print(table)
+    left = sum(stage.status == "to do" for stage in planned)
+    screen.print(f"\n{left} of {len(planned)} stages to do; next: the same command without --plan", soft_wrap=True)
 
 
 def _show(screen: Console, result: "TrainResult", store: str) -> None:

@@ -7,6 +7,8 @@ from typing import Any, Final
 
 import torch
 
+from sightloom.training.sharding import gathered, like
+
 _FILE: Final = "state.pt"
 
 
@@ -19,19 +21,21 @@ class Position:
     skipped: int = 0
 
 
-def save(
-    folder: Path, digest: str, model: torch.nn.Module, optimizer: torch.optim.Optimizer, position: Position
-) -> None:
-    """Write all that the next step depends on; the file `<digest>.stage` says whose it is."""
-    state = {
-        "model": model.state_dict(),
-        "optimizer": optimizer.state_dict(),
+def snapshot(model: torch.nn.Module, optimizer: torch.optim.Optimizer, position: Position) -> dict[str, Any]:
+    """All that the next step depends on, with whole tensors; where the model is shared out all workers call it."""
+    return {
+        "model": gathered(dict(model.state_dict())),
+        "optimizer": gathered(optimizer.state_dict()),
         "step": position.step,
         "objective": position.objective,
         "skipped": position.skipped,
     }
+
+
+def save(folder: Path, digest: str, state: dict[str, Any]) -> None:
+    """Write a snapshot; the file `<digest>.stage` says whose it is."""
     torch.save(state, folder / _FILE)
-    (folder / f"{digest}.stage").write_text(str(position.step))
+    (folder / f"{digest}.stage").write_text(str(state["step"]))
 
 
 def restore(folder: Path, digest: str, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Position | None:
@@ -39,7 +43,12 @@ def restore(folder: Path, digest: str, model: torch.nn.Module, optimizer: torch.
     if not (folder / f"{digest}.stage").is_file():
         return None
     state = torch.load(folder / _FILE, weights_only=True)
-    model.load_state_dict(state["model"])
+    held = model.state_dict()
+    model.load_state_dict({name: like(value, held[name]) for name, value in state["model"].items()})
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for index, entries in state["optimizer"]["state"].items():
+        for name, value in entries.items():
+            entries[name] = like(value, parameters[index]) if isinstance(value, torch.Tensor) else value
     optimizer.load_state_dict(state["optimizer"])
     return Position(state["step"], state["objective"], state["skipped"])
 

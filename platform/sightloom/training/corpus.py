@@ -17,6 +17,7 @@ from sightloom.data.shards.reader import Sample, SampleReader, read_table
 from sightloom.errors import UserMistake
 from sightloom.training.curriculum import Stage
 from sightloom.training.index import LengthIndex, read_index
+from sightloom.training.objective_options import AlignObjective, RlObjective
 from sightloom.training.order import OrderSource, Rows
 
 
@@ -111,18 +112,21 @@ class Corpus:
         return sources
 
     def _usable(self, rows: Rows, stage: Stage) -> Rows:
-        """Rows to learn from: pairs for align, prompts with an answer for rl, else all with a turn of the model."""
+        """Rows to learn from: pairs for align, answerable prompts for rl, preferences for dpo and rm, else turns."""
         kinds, turns, answers = (np.array(self.column(name, rows)) for name in ("kind", "turns", "answer_kind"))
         if stage.objective.kind == "align":
             return rows[kinds == "pair"]
         if stage.objective.kind == "rl":
             return rows[answers != None]  # noqa: E711  elementwise
-        return rows[(kinds == "pair") | (turns.astype(np.float64) > 0)]
+        if stage.objective.kind in ("dpo", "rm"):
+            return rows[kinds == "preference"]
+        return rows[(kinds == "pair") | ((kinds == "conversation") & (turns.astype(np.float64) > 0))]
 
     def lengths(self, stage: Stage) -> npt.NDArray[np.int32]:
         """Tokens of every row in the stage's rendering."""
-        reasoning = stage.objective.kind == "sft" and stage.objective.reasoning
-        return self.thinking if reasoning else self.direct
+        objective = stage.objective
+        plain = isinstance(objective, AlignObjective | RlObjective) or not objective.reasoning
+        return self.direct if plain else self.thinking
 
     def _part_of(self, rows: Rows) -> Rows:
         return np.searchsorted(self._starts, rows, side="right").astype(np.int64) - 1

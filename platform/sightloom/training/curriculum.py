@@ -3,65 +3,23 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, Final, Literal, get_args
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from sightloom.config import Frozen
 from sightloom.training.objective_options import Count, Objective, Positive, Share
+from sightloom.training.run_options import (
+    CheckpointOptions,
+    Data,
+    Model,
+    ParallelOptions,
+    RayOptions,
+    Run,
+    TrackingOptions,
+)
 
-StageKind = Literal["align", "instruct", "reason", "specialize"]
+StageKind = Literal["align", "instruct", "reason", "prefer", "specialize"]
 STAGE_ORDER: Final[tuple[str, ...]] = get_args(StageKind)
 Rate = Annotated[float, Field(gt=0)] | Literal["frozen"]
-
-
-class Run(Frozen):
-    """What the run is called; every draw of it comes from the seed."""
-
-    name: str = Field(min_length=1, pattern=r"^[\w.-]+$")
-    seed: int = 17
-
-
-class Model(Frozen):
-    """Where the first stage starts: a preset built from scratch, or a pretrained folder, hub id or URI."""
-
-    preset: str | None = None
-    pretrained: str | None = None
-
-    @model_validator(mode="after")
-    def _exactly_one(self) -> "Model":
-        if (self.preset is None) == (self.pretrained is None):
-            raise ValueError("give either preset or pretrained")
-        return self
-
-
-class Data(Frozen):
-    """The shards; the share `heldout` of their pictures never trains, at most `heldout_max` rows a domain are asked."""
-
-    manifest: str
-    heldout: Share = 0.02
-    heldout_max: Count = 300
-
-
-class RayOptions(Frozen):
-    """Workers on the cluster (0: in the driver's own process, without Ray), each with so many threads."""
-
-    workers: Annotated[int, Field(ge=0)] = 1
-    threads: Count = 1
-    max_failures: Annotated[int, Field(ge=0)] = 8
-
-
-class CheckpointOptions(Frozen):
-    """How often a running stage is saved and how many of its checkpoints stay."""
-
-    every_minutes: Positive = 10
-    every_steps: Count | None = None
-    keep: Count = 2
-
-
-class TrackingOptions(Frozen):
-    """The MLflow store; without `uri` a sqlite file in the output folder."""
-
-    uri: str | None = None
-    experiment: str = "sightloom"
 
 
 class Batch(Frozen):
@@ -99,12 +57,32 @@ class Source(Frozen):
     manifest: str | None = None
 
 
+class Lora(Frozen):
+    """Low-rank adapters that act as (alpha / rank)·B A."""
+
+    rank: Count
+    alpha: Positive
+
+
+class LoraRate(Frozen):
+    """Adapters beside frozen weights, trained at the rate `lr`."""
+
+    lora: Lora
+    lr: Positive
+
+
+RateOrLora = Annotated[
+    Annotated[Rate, Tag("rate")] | Annotated[LoraRate, Tag("adapted")],
+    Discriminator(lambda value: "adapted" if isinstance(value, Mapping | LoraRate) else "rate"),
+]
+
+
 class Rates(Frozen):
-    """A learning rate for each part of the model, or `frozen`."""
+    """A learning rate for each part of the model, or `frozen`; the decoder may train adapters instead."""
 
     vision: Rate = "frozen"
     fusion: Rate = "frozen"
-    decoder: Rate = "frozen"
+    decoder: RateOrLora = "frozen"
     head: Rate = "frozen"
 
     @model_validator(mode="after")
@@ -116,7 +94,14 @@ class Rates(Frozen):
     def by_group(self) -> dict[str, float | None]:
         """Learning rate per module group, None where it is frozen."""
         values = {name: getattr(self, name) for name in ("vision", "fusion", "decoder", "head")}
+        if isinstance(self.decoder, LoraRate):
+            values["decoder"] = self.decoder.lr
         return {name: None if value == "frozen" else float(value) for name, value in values.items()}
+
+    @property
+    def lora(self) -> Lora | None:
+        """The decoder's adapters, None where it trains as it is or not at all."""
+        return self.decoder.lora if isinstance(self.decoder, LoraRate) else None
 
 
 class Rule(Frozen):
@@ -191,6 +176,7 @@ class Curriculum(Frozen):
     model: Model
     data: Data
     ray: RayOptions = RayOptions()
+    parallel: ParallelOptions = ParallelOptions()
     checkpoint: CheckpointOptions = CheckpointOptions()
     tracking: TrackingOptions = TrackingOptions()
     gates: Literal["stop", "warn"] = "stop"
@@ -220,6 +206,21 @@ class Curriculum(Frozen):
         return {**value, "stages": stages}
 
     @model_validator(mode="after")
+    def _parallel_takes_effect(self) -> "Curriculum":
+        parallel, workers = self.parallel, max(self.ray.workers, 1)
+        if parallel.copies(workers) * parallel.shard != workers:
+            raise ValueError(
+                f"parallel: replicate x shard must be the number of workers, {workers} (ray.workers); "
+                f"they are {parallel.copies(workers)} x {parallel.shard}"
+            )
+        for index, stage in enumerate(self.stages if parallel.shard > 1 else ()):
+            if stage.optim.kind == "muon":
+                raise ValueError(f"stages.{index}.optim.kind: muon needs whole matrices, parallel.shard adamw")
+            if stage.objective.kind == "rl":
+                raise ValueError(f"stages.{index}.objective: rl writes with the whole model; set parallel.shard to 1")
+        return self
+
+    @model_validator(mode="after")
     def _stages_in_order(self) -> "Curriculum":
         seen: list[str] = []
         last = 0
@@ -230,6 +231,12 @@ class Curriculum(Frozen):
             last = place
             if stage.name in seen:
                 raise ValueError(f"stages.{index}: the name '{stage.name}' is used twice")
+            if index and stage.init is None and self.stages[index - 1].objective.kind == "rm":
+                raise ValueError(f"stages.{index} '{stage.name}' would start from a reward model: give it `init`")
+            if stage.objective.kind == "rm" and stage.train.head == "frozen":
+                raise ValueError(
+                    f"stages.{index} '{stage.name}': a reward model trains its head, give train.head a rate"
+                )
             if stage.init is not None and "/" not in stage.init and stage.init not in seen:
                 raise ValueError(f"stages.{index}.init: '{stage.init}' is no earlier stage and no path")
             seen.append(stage.name)

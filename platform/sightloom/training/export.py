@@ -16,7 +16,9 @@ from sightloom.config import canonical_json
 from sightloom.errors import SightloomError
 from sightloom.model.chat import Encoder
 from sightloom.model.generation import Generation, GenerationRequest, Generator
+from sightloom.model.heads import RewardHead
 from sightloom.model.load import VLM, load
+from sightloom.model.reward import save_head
 from sightloom.records import Conversation
 
 PROBES: Final = "probes.jsonl"
@@ -35,13 +37,22 @@ class Probe:
     image: bytes | None
 
 
-def export(vlm: VLM, folder: Path, info: dict[str, Any], probes: Sequence[Probe], thinking: bool | None) -> str:
+def export(
+    vlm: VLM,
+    folder: Path,
+    info: dict[str, Any],
+    probes: Sequence[Probe],
+    thinking: bool | None,
+    reward_head: RewardHead | None = None,
+) -> str:
     """Write the model folder whole (built aside, then renamed) and return its digest, the manifest's own SHA-256."""
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     vlm.model.save_pretrained(partial)
     vlm.processor.save_pretrained(partial)
+    if reward_head is not None:
+        save_head(reward_head, partial)
     (partial / INFO).write_bytes(canonical_json(info))
     answers = _answers(vlm, probes, thinking)
     lines = [

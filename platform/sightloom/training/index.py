@@ -19,7 +19,7 @@ from sightloom.progress import Progress
 from sightloom.records import Conversation
 from sightloom.training.order import keyed
 
-_FORMAT: Final = 1
+_FORMAT: Final = 2
 _COLUMNS: Final = ("uid", "offset", "size", "kind", "width", "height", "shard")
 _TEXT_DRAW: Final = 5  # purpose of the keyed draw
 _EMPTY_BLOCK_TOKENS: Final = 8  # `<think>`, two line breaks, `</think>`, two line breaks, at most
@@ -30,7 +30,7 @@ class LengthIndex:
     """One row a sample of the manifest, in shard and tar order.
 
     `direct`: tokens without worked steps (a pair: its dialogue and the caption alone); `thinking`: the most tokens that
-    the sample takes in any rendering; `patches`: of its picture.
+    the sample takes in any rendering; `patches`: of its picture. A preference is two documents, each with the picture.
     """
 
     shard: npt.NDArray[np.int32]
@@ -68,7 +68,10 @@ def corpus_texts(manifest: Manifest, seed: int, limit: int) -> Iterator[str]:
     table = read_table(manifest, _COLUMNS)
     rows = np.sort(keyed(seed, _TEXT_DRAW).permutation(table.num_rows)[:limit])
     for sample in _samples(manifest, table.take(pa.array(rows))):
-        for message in sample.conversation.messages:
+        conversation = sample.conversation
+        for message in (*conversation.messages, conversation.chosen, conversation.rejected):
+            if message is None:
+                continue
             yield message.text
             if message.reasoning:
                 yield message.reasoning
@@ -84,7 +87,7 @@ def _measure(manifest: Manifest, encoder: Encoder, progress: Progress) -> Length
         for row, (sample, (width, height)) in enumerate(zip(_samples(manifest, table), sides, strict=True)):
             images = 0
             if sample.image is not None:
-                patches[row] = encoder.num_patches(width, height)
+                patches[row] = encoder.num_patches(width, height) * (2 if sample.kind == "preference" else 1)
                 images = encoder.num_image_tokens(width, height) - 1
             direct[row], thinking[row] = _lengths(sample, encoder, images)
             if row % 500 == 499:
@@ -102,10 +105,17 @@ def _measure(manifest: Manifest, encoder: Encoder, progress: Progress) -> Length
 
 def _lengths(sample: Sample, encoder: Encoder, images: int) -> tuple[int, int]:
     conversation = sample.conversation.with_image() if sample.image is not None else sample.conversation
+    if sample.kind == "preference":
+        both = [_conversation_lengths(dialogue, encoder, images) for dialogue in conversation.compared()]
+        return both[0][0] + both[1][0], both[0][1] + both[1][1]
     if sample.kind == "pair":
         alone = encoder.num_tokens(conversation.messages[-1].text + TURN_END)
         total = encoder.num_tokens(render(conversation.messages)[0]) + images + alone
         return total, total
+    return _conversation_lengths(conversation, encoder, images)
+
+
+def _conversation_lengths(conversation: Conversation, encoder: Encoder, images: int) -> tuple[int, int]:
     full = encoder.num_tokens(render(conversation.messages)[0]) + images
     if not any(message.reasoning for message in conversation.messages):
         return full, full + _EMPTY_BLOCK_TOKENS

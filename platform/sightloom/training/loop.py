@@ -17,6 +17,7 @@ from sightloom.training.checkpoint import Clock, Position
 from sightloom.training.curriculum import Optim
 from sightloom.training.optim import schedule_factor, set_rates
 from sightloom.training.parallel import Workers
+from sightloom.training.sharding import clip_gradients, reduce_at
 from sightloom.training.tasks.objective import Objective
 
 Event = dict[str, Any]
@@ -73,12 +74,13 @@ def fit(
             save(Position(step, place, skipped))
         log = counts.pop("_log") > 0
         optimizer.zero_grad(set_to_none=True)
-        for batch in batches:
+        for number, batch in enumerate(batches, 1):
+            reduce_at(model, last=number == len(batches))
             loss = objective.loss(model, batch, counts)
             loss.total.backward()
             tally.add(loss.sums)
         workers.reduce_gradients(parameters)
-        norm = float(torch.nn.utils.clip_grad_norm_(parameters, options.clip))
+        norm = clip_gradients(parameters, options.clip)
         factor = schedule_factor(step, steps, options)
         if counts.get("samples", 1.0) == 0:
             in_a_row = 0  # nothing to learn from (no group with signal): the weights stay as they are

@@ -8,7 +8,8 @@ from sightloom.evaluation.runner import evaluate
 from sightloom.evaluation.suites import Example, from_manifest
 from sightloom.model.load import VLM
 from sightloom.progress import Progress
-from sightloom.training.curriculum import Data, Stage
+from sightloom.training.curriculum import Stage
+from sightloom.training.run_options import Data
 
 
 class Examiner:

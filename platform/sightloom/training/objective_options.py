@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from sightloom.config import Frozen
 
@@ -92,4 +92,33 @@ class RlObjective(Frozen):
         return value
 
 
-Objective = Annotated[AlignObjective | SftObjective | RlObjective, Field(discriminator="kind")]
+class DpoObjective(Frozen):
+    """Direct preference optimisation against the model that the stage starts from; `ipo` takes token means.
+
+    `reasoning` as in SftObjective, for both responses of a pair.
+    """
+
+    kind: Literal["dpo"]
+    loss: Literal["sigmoid", "ipo"] = "sigmoid"
+    beta: Positive = 0.1
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
+    reasoning: bool = False
+
+    @model_validator(mode="after")
+    def _smoothing_takes_effect(self) -> "DpoObjective":
+        if self.loss == "ipo" and self.label_smoothing:
+            raise ValueError("label_smoothing has no meaning for loss: ipo; leave it out")
+        return self
+
+
+class RmObjective(Frozen):
+    """A reward model: one number at a response's last token, higher for the chosen one by `margin`."""
+
+    kind: Literal["rm"]
+    margin: Annotated[float, Field(ge=0)] = 0.0
+    reasoning: bool = False
+
+
+Objective = Annotated[
+    AlignObjective | SftObjective | RlObjective | DpoObjective | RmObjective, Field(discriminator="kind")
+]

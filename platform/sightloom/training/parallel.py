@@ -1,6 +1,7 @@
 """The seam between the loop and the processes it runs on: sums, gathers and gradient reduction over the workers.
 
-Today every worker holds the whole model, and gradients are summed in one flat all-reduce after the last micro-batch.
+Where every worker holds the whole model, gradients are summed in one flat all-reduce after the last micro-batch; those
+of a model that is shared out (`sharding.py`) have then met already.
 Losses are local sums over global counts (training.md §4), so the sum over workers is the gradient of the whole step.
 """
 
@@ -11,14 +12,19 @@ import torch
 import torch.distributed as dist
 import torch.distributed._functional_collectives as collectives
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 
 @dataclass(frozen=True, slots=True)
 class Workers:
-    """This process's place among the workers; `Workers(0, 1)` needs no process group."""
+    """This process's place among the workers; `Workers(0, 1)` needs no process group.
+
+    `sharded`: they share the model out, so all must run equally many forwards.
+    """
 
     rank: int
     world: int
+    sharded: bool = False
 
     def sum(self, values: Tensor) -> Tensor:
         """The elementwise sum over the workers; every worker gets it."""
@@ -56,7 +62,8 @@ class Workers:
 
     def reduce_gradients(self, parameters: Sequence[torch.nn.Parameter]) -> None:
         """Replace every gradient by its sum over the workers; one that is missing here counts as zero."""
-        if self.world == 1:
+        parameters = [parameter for parameter in parameters if not isinstance(parameter, DTensor)]
+        if self.world == 1 or not parameters:
             return
         flat = torch.cat(
             [

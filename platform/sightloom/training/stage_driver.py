@@ -78,6 +78,14 @@ class StageDriver:
         self._examined = digest({"evaluate": stage.evaluate, "max": curriculum.data.heldout_max})[:12]
         self._folder = out / f"{stage.name}-{self._digest[:12]}"
 
+    def finished(self) -> StageReport | None:
+        """The report of a stage that is done, None while it is not."""
+        promoted = str(self._folder / "promoted.json")
+        if not storage.exists(promoted):
+            return None
+        kept = storage.read_json(promoted)
+        return StageReport(**{**kept, "gates": tuple(kept["gates"])})
+
     def run(self, crew: LazyCrew, examiner: Examiner, progress: Progress) -> StageReport:
         """The stage's report; what is already on disk is not done again."""
         promoted = self._folder / "promoted.json"
@@ -127,7 +135,7 @@ class StageDriver:
         vlm = verify(self._folder / "model")
         metrics = dict(trained["metrics"])
         init = {**self._start.metrics, **trained["init"]}
-        if self._stage.objective.kind != "align":
+        if self._stage.objective.kind not in ("align", "rm"):  # neither is a model that answers
             metrics |= examiner.ask(vlm, self._stage, self._folder / "evaluation")
             if missing_at_init(self._stage.promote_if, init):
                 init = {**examiner.ask(load(str(self._start.folder)), self._stage, None), **init}
@@ -179,6 +187,7 @@ class StageDriver:
             start=str(self._start.folder),
             folder=str(self._folder),
             checkpoint=self._curriculum.checkpoint,
+            parallel=self._curriculum.parallel,
             info=info,
         )
 

@@ -21,7 +21,7 @@ from sightloom.model.chat import Encoder
 from sightloom.model.load import fetch, load
 from sightloom.model.scratch import build_folder
 from sightloom.progress import Progress
-from sightloom.tracking import Status, Tracker
+from sightloom.tracking import NullTracker, Status, Tracker
 from sightloom.training.crew import LazyCrew
 from sightloom.training.curriculum import Curriculum
 from sightloom.training.export import MANIFEST, model_digest, seal
@@ -47,6 +47,18 @@ class TrainResult:
             "model_dir": self.model_dir,
             "stages": [asdict(stage) for stage in self.stages],
         }
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedStage:
+    """One stage before it is run: at most `max_tokens` pass through it; `status` is `to do` until it is finished."""
+
+    name: str
+    stage: str
+    objective: str
+    steps: int
+    max_tokens: int
+    status: str
 
 
 def train(
@@ -79,6 +91,39 @@ def train(
         finally:
             tracker.end_run(run_id, status)
     return result
+
+
+def plan(curriculum: Curriculum, out: str) -> tuple[PlannedStage, ...]:
+    """What a run would do, without doing any of it: no Ray, no worker, no file.
+
+    Raises:
+        UserMistake: the manifest or a model to start from is not there.
+    """
+    folder = Path(out).absolute()
+    manifests = _manifests(curriculum)
+    starts: dict[str, Start] = {}
+    current: Start | None = None
+    if curriculum.model.pretrained is not None:
+        current = _given(curriculum.model.pretrained)
+    else:
+        fresh = _fresh_folder(curriculum, folder, next(iter(manifests.values())).digest)
+        current = Start(fresh, model_digest(fresh), {}) if (fresh / MANIFEST).is_file() else None
+    planned = []
+    for number, stage in enumerate(curriculum.stages):
+        if stage.init is not None:
+            named = any(stage.init == earlier.name for earlier in curriculum.stages[:number])
+            current = starts.get(stage.init) if named else _given(stage.init)
+        report = None
+        if current is not None:
+            driver = StageDriver(curriculum, stage, number, current, folder, (), manifests, NullTracker(), "")
+            report = driver.finished()
+        current = None
+        if report is not None:
+            current = starts[stage.name] = Start(Path(report.model_dir), report.digest, report.metrics)
+        tokens = stage.steps * stage.batch.packs * stage.batch.max_tokens
+        status = "to do" if report is None else report.status
+        planned.append(PlannedStage(stage.name, stage.stage, stage.objective.kind, stage.steps, tokens, status))
+    return tuple(planned)
 
 
 def _run(
@@ -133,14 +178,19 @@ def _first_start(
         return _given(model.pretrained)
     assert model.preset is not None  # the schema demands one of the two
     manifest = next(iter(manifests.values()))
-    name = digest({"preset": model.preset, "seed": seed, "manifest": manifest.digest, "numerics": NUMERICS})
-    folder = out / f"start-{name[:12]}"
+    folder = _fresh_folder(curriculum, out, manifest.digest)
     if not (folder / MANIFEST).is_file():
         crew.get()  # the workers import torch while the tokenizer is trained
         with progress.step("tokenizer and fresh model"):
             build_folder(model.preset, corpus_texts(manifest, seed, _TOKENIZER_SAMPLES), folder, seed)
             seal(folder, {"preset": model.preset, "thinking": {"default": None}})
     return Start(folder, model_digest(folder), {})
+
+
+def _fresh_folder(curriculum: Curriculum, out: Path, manifest_digest: str) -> Path:
+    """Where the untrained model of a preset lies, or will lie."""
+    identity = {"preset": curriculum.model.preset, "seed": curriculum.run.seed, "manifest": manifest_digest}
+    return out / f"start-{digest({**identity, 'numerics': NUMERICS})[:12]}"
 
 
 def _given(source: str) -> Start:

@@ -21,8 +21,8 @@ import ray.train.torch
 import torch
 
 from sightloom.errors import SightloomError
-from sightloom.training.curriculum import CheckpointOptions, RayOptions
 from sightloom.training.parallel import Workers
+from sightloom.training.run_options import CheckpointOptions, RayOptions
 from sightloom.training.worker import StageOrder, run_stage
 
 Event = dict[str, Any]

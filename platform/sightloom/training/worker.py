@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
@@ -10,22 +11,25 @@ import torch
 
 from sightloom.config import Frozen
 from sightloom.errors import SightloomError
+from sightloom.model import lora
 from sightloom.model.chat import Encoder
-from sightloom.model.heads import ContrastiveHeads, TrainableVLM
+from sightloom.model.heads import ContrastiveHeads, RewardHead, TrainableVLM
 from sightloom.model.load import VLM, load
 from sightloom.model.modules import module_groups
-from sightloom.training.checkpoint import Clock, Position, restore, save
+from sightloom.training.checkpoint import Clock, Position, restore, save, snapshot
 from sightloom.training.corpus import Corpus
-from sightloom.training.curriculum import CheckpointOptions, Stage
+from sightloom.training.curriculum import Stage
 from sightloom.training.export import Probe, export
 from sightloom.training.loop import Event, Totals, fit
 from sightloom.training.optim import build_optimizer
 from sightloom.training.order import keyed
 from sightloom.training.parallel import Workers
+from sightloom.training.run_options import CheckpointOptions, ParallelOptions
+from sightloom.training.sharding import gathered, shard_model
 from sightloom.training.tasks.batch import Packer
 from sightloom.training.tasks.build import build_objective
 
-_PROBE_DRAW, _INIT_DRAW = 9, 10  # purposes of the keyed draws
+_PROBE_DRAW, _INIT_DRAW, _LORA_DRAW = 9, 10, 11  # purposes of the keyed draws
 _NUM_PROBES: Final = 4
 
 SaveTo = Callable[[str, Callable[[Path], None] | None], None]
@@ -49,6 +53,7 @@ class StageOrder(Frozen):
     folder: str
     checkpoint: CheckpointOptions
     info: dict[str, Any]
+    parallel: ParallelOptions = ParallelOptions()
 
 
 def run_stage(
@@ -61,16 +66,24 @@ def run_stage(
     """
     began = time.perf_counter()
     stage = order.stage
+    workers = replace(workers, sharded=order.parallel.shard > 1)
     vlm = load(order.start)
     model = _trainable(vlm, order)
     corpus = _corpus(order.parts, order.heldout)
     encoder = Encoder(vlm.processor)
     packer = Packer(encoder, vlm.model.config)
     objective = build_objective(stage, corpus, packer, workers, order.seed, vlm, Path(order.folder))
-    optimizer = build_optimizer(
-        dict(model.named_parameters()), module_groups(model), stage.train.by_group(), stage.optim, workers
-    )
-    start = Position(0, {})
+    if order.parallel.recompute:
+        vlm.model.gradient_checkpointing_enable({"use_reentrant": False})
+    if workers.sharded:
+        shard_model(model, order.parallel.copies(workers.world), order.parallel.shard)
+    groups = module_groups(model)
+    if stage.train.lora is not None:
+        groups["decoder"] = [name for name in groups["decoder"] if lora.is_adapter(name)]
+    rates = stage.train.by_group()
+    optimizer = build_optimizer(dict(model.named_parameters()), groups, rates, stage.optim, workers)
+    start, lead = Position(0, {}), workers.rank == 0
+    measures = lead or workers.sharded  # a model that is shared out answers when all ask
 
     def read(folder: Path) -> bool:
         nonlocal start
@@ -81,30 +94,44 @@ def run_stage(
         return found is not None
 
     def keep(position: Position) -> None:
-        write = (lambda folder: save(folder, order.digest, model, optimizer, position)) if workers.rank == 0 else None
+        state = snapshot(model, optimizer, position) if lead or workers.sharded else {}
+        write = (lambda folder: save(folder, order.digest, state)) if lead else None
         save_to(f"{stage.name}-{order.digest[:12]}-step-{position.step:06d}", write)
 
     restore_from(read)
-    lead = workers.rank == 0
-    init = objective.measure(model) if lead else {}
+    init = objective.measure(model) if measures else {}
     model.train()
     say({"kind": "start", "step": start.step, "prepare_s": time.perf_counter() - began})
     clock = Clock(order.checkpoint.every_minutes, order.checkpoint.every_steps, time.monotonic)
     try:
         totals = fit(model, objective, optimizer, stage.optim, stage.steps, start, workers, clock, keep, say)
         model.eval()
-        return _finish(order, vlm, corpus, objective.measure(model), init, totals) if lead else {}
+        metrics = objective.measure(model) if measures else {}
+        if workers.sharded:
+            weights = gathered(dict(vlm.model.state_dict()))
+            if lead:
+                vlm = load(order.start)
+                _trainable(vlm, order).vlm.load_state_dict(weights)
+        return _finish(order, vlm, model.heads, corpus, metrics, init, totals) if lead else {}
     finally:
         objective.close()
 
 
 def _finish(
-    order: StageOrder, vlm: VLM, corpus: Corpus, metrics: dict[str, float], init: dict[str, float], totals: Totals
+    order: StageOrder,
+    vlm: VLM,
+    heads: torch.nn.Module | None,
+    corpus: Corpus,
+    metrics: dict[str, float],
+    init: dict[str, float],
+    totals: Totals,
 ) -> dict[str, Any]:
+    lora.merge(vlm.model)
     if not all(bool(torch.isfinite(parameter).all()) for parameter in vlm.model.parameters()):
         raise SightloomError(f"stage '{order.stage.name}' ended with weights that are not finite")
     thinking = order.stage.evaluate.thinking
-    digest = export(vlm, Path(order.folder) / "model", order.info, _probes(corpus, order.seed), thinking)
+    head = heads if isinstance(heads, RewardHead) else None
+    digest = export(vlm, Path(order.folder) / "model", order.info, _probes(corpus, order.seed), thinking, head)
     return {
         "steps": totals.steps,
         "samples": totals.samples,
@@ -118,13 +145,17 @@ def _finish(
 
 
 def _trainable(vlm: VLM, order: StageOrder) -> TrainableVLM:
-    objective = order.stage.objective
-    if objective.kind != "align":
+    objective, adapters = order.stage.objective, order.stage.train.lora
+    if adapters is not None:
+        seed = int(keyed(order.seed, _LORA_DRAW).integers(0, 2**31))
+        lora.attach(vlm.model, adapters.rank, adapters.alpha, seed)
+    if objective.kind not in ("align", "rm"):
         return TrainableVLM(vlm.model)
     # fresh heads: the same on every worker, and without a draw from the global generator
     state = torch.random.get_rng_state()
     torch.manual_seed(int(keyed(order.seed, _INIT_DRAW).integers(0, 2**31)))
-    heads = ContrastiveHeads(vlm.model.config.get_text_config().hidden_size, objective.contrastive)
+    width = vlm.model.config.get_text_config().hidden_size
+    heads = ContrastiveHeads(width, objective.contrastive) if objective.kind == "align" else RewardHead(width)
     torch.random.set_rng_state(state)
     return TrainableVLM(vlm.model, heads)
 

@@ -1,1 +1,1 @@
-"""The loop's objectives, one a file: alignment, supervised fine-tuning and policy optimisation."""
+"""The loop's objectives, one a file: alignment, fine-tuning, policy optimisation, preferences, reward models."""

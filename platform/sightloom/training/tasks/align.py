@@ -75,7 +75,7 @@ class Align(Fed[PairBatch]):
             },
         )
 
-    @torch.inference_mode()
+    @torch.no_grad()  # not inference_mode: a model that is shared out keeps what it gathered for training
     def measure(self, model: Any) -> dict[str, float]:
         """Caption loss, and retrieval of the caption among up to 200 held-out ones, per domain and over all."""
         samples = Reader(self._corpus).read(self._held)

@@ -42,3 +42,16 @@ class Packer:
         if thinking is not True:
             conversation = without_reasoning(conversation)
         return self.encoder.encode(conversation, picked.image, "last" if turns == "last" else "all", thinking)
+
+    def render_both(self, picked: Picked, thinking: bool | None) -> tuple[Document, Document]:
+        """A preference as two documents, the chosen answer's and the rejected one's; only the answers are labelled."""
+        conversation = picked.sample.conversation
+        if picked.image is not None:
+            conversation = conversation.with_image()
+        chosen, rejected = (
+            self.encoder.encode(
+                dialogue if thinking is True else without_reasoning(dialogue), picked.image, "last", thinking
+            )
+            for dialogue in conversation.compared()
+        )
+        return chosen, rejected

@@ -74,8 +74,9 @@ class Feed(Generic[B]):
     def _make(self) -> _Ready[B]:
         bins = self._plan.next_step()
         after = self._plan.state()
-        mine = [rows for rows in share_of(self._workers.rank, self._workers.world, bins) if rows is not None]
-        samples = [self._reader.read(rows) for rows in mine]
+        mine = share_of(self._workers.rank, self._workers.world, bins)
+        wanted = [rows for rows in mine if rows is not None or self._workers.sharded]
+        samples = [[] if rows is None else self._reader.read(rows) for rows in wanted]
         if self._merged:
             samples = [[picked for part in samples for picked in part]]
         return _Ready([self._build(part) for part in samples], after)
