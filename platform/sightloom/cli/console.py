@@ -12,6 +12,7 @@ from rich.console import Console
 from sightloom.errors import SightloomError
 
 LOCAL: Final = "local"  # as runtime.LOCAL, whose module loads Ray
+PAGE_WIDTH = 120  # of what is printed into a pipe or a file
 DEFAULT_STORE = "sqlite:///.sightloom/mlflow.db"
 Store = Annotated[
     str, typer.Option("--store", envvar="MLFLOW_TRACKING_URI", help="MLflow: sqlite:///path or a server's address.")
@@ -43,7 +44,7 @@ def emit(result: dict[str, Any], as_json: bool, human: Callable[[Console], None]
         stream.write(json.dumps(result, ensure_ascii=False) + "\n")
         stream.flush()
     else:
-        human(Console(highlight=False))
+        human(Console(highlight=False, width=None if sys.stdout.isatty() else PAGE_WIDTH))
 
 
 def explain(error: SightloomError) -> None:

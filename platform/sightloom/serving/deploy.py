@@ -1,6 +1,7 @@
 """Deploying on Ray Serve: one app a version, and the router before them (serving.md §9)."""
 
 import errno
+import logging
 import ipaddress
 import json
 import socket
@@ -113,6 +114,7 @@ def deploy(
         raise UserMistake("Ray Serve already runs on this cluster", "end it first: serve.shutdown()")
     check_port(host, port)
     began = time.monotonic()
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)  # in this process; LoggingConfig speaks of the others
     logging_config = LoggingConfig(log_level="WARNING", enable_access_log=False)
     serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port}, logging_config=logging_config)
     seconds = {"serve": time.monotonic() - began}
