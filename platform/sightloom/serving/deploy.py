@@ -1,9 +1,9 @@
 """Deploying on Ray Serve: one app a version, and the router before them (serving.md §9)."""
 
 import errno
-import logging
 import ipaddress
 import json
+import logging
 import socket
 import time
 from collections.abc import AsyncIterator
