@@ -86,8 +86,7 @@ class Manifest(Frozen):
 
     def content_digest(self) -> str:
         """SHA-256 of the canonical JSON of all but `digest` itself."""
-        without = {"digest"} if self.files else {"digest", "files"}  # as manifests were that had none
-        return digest(self.model_dump(mode="json", exclude=without))
+        return digest(self.model_dump(mode="json", exclude={"digest"}))
 
 
 def read_manifest(uri: str) -> Manifest:
