@@ -81,9 +81,9 @@ def test_shares_from_stored_embeddings_equal_a_zero_shot_pass_over_the_pictures(
     assert [derive(block) for block in waiting] == [20]
     assert blocks([own], base, FILES, 32) == [] and committed(own.group).keys() == committed(own.source).keys()
     used = model.scale if scale is None else scale
-    # float16 keeps 11 bits: a cosine moves by 2^-12 at most, and as much again where the length is made 1; a share by
-    # a quarter of what two logits can move apart. Worst measured: a tenth of it
-    atol = 0.25 * 2 * used * 2 * 2**-12
+    # float16 rounds a feature by 2^-11 of itself at most, so a vector that is made unit again moves no further, nor a
+    # cosine with it; a share moves by a quarter of what two logits move apart. Worst measured: a tenth of it
+    atol = 0.25 * 2 * used * 2**-11
     for number, file in enumerate(FILES):
         for index in range(2):
             table, _ = read_chunk(own.group, file.chunk_id(index), index == 1)

@@ -88,8 +88,8 @@ def forecast(recipe: Recipe, cores: int, rows_per_s: float = CORE_ROWS_PER_S) ->
     for job in waiting.values():
         missing += max(1, math.ceil(found.rows[job.file.file_id] / chunk_rows) - len(job.done_everywhere))
     done_chunks = sum(len(state.chunks) for state in states[0].values())
-    derived = len(prepared.derived) * (done_chunks + missing)
-    derived -= sum(len(state.chunks) for own in prepared.derived for state in committed(own.group).values())
+    has = sum(len(state.chunks) for own in prepared.derived for state in committed(own.group).values())
+    derived = max(0, len(prepared.derived) * (done_chunks + missing) - has)
     groups, actors = len(prepared.plan.groups), len(prepared.specs)
     left = sum(urls) + rows_left(list(waiting.values()), found)
     wide = sum(2 * spec.dim for spec in prepared.specs if spec.scorer.embeddings)

@@ -31,7 +31,7 @@ def run_score(recipe: Recipe, progress: Progress, settings: Settings) -> StepRes
     clock.lap("fetch")
     score_missing(prepared, inputs, progress, settings.part)
     clock.lap("score")
-    waiting = jobs(inputs.files, [committed(group) for group in prepared.plan.groups])
+    waiting = jobs(inputs.files, [committed(group) for group in prepared.groups])
     if waiting:
         raise SightloomError(
             f"this part is scored; {len(waiting)} of {len(inputs.files)} files wait for the other parts",
