@@ -1,4 +1,4 @@
-"""The verb train."""
+"""The verbs train and merge."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -16,14 +16,16 @@ from sightloom.config import load
 from sightloom.progress import terminal_progress
 from sightloom.tracking import open_tracker
 from sightloom.training.curriculum import Curriculum
+from sightloom.training.merging import Method, merge
 from sightloom.training.stages import PlannedStage, TrainResult, plan, train
 
 _SHOWN = ("eval/all/caption_loss", "eval/all/retrieval_r1", "eval/all/accuracy", "eval/steps/accuracy")
 
 
 def register(app: typer.Typer) -> None:
-    """Add the verb."""
+    """Add the verbs."""
     app.command("train")(train_verb)
+    app.command("merge")(merge_verb)
 
 
 def train_verb(
@@ -56,6 +58,32 @@ def train_verb(
     tracker = open_tracker(store, options.tracking.experiment)
     result = train(options, out, terminal_progress(), tracker, ray)
     console.emit(result.to_json(), as_json, lambda screen: _show(screen, result, store))
+
+
+def merge_verb(
+    models: Annotated[list[str], typer.Argument(help="Models that stages exported.", show_default=False)],
+    base: Annotated[str, typer.Option(help="The model that all of them were trained from.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="Folder of the merged model; it must not exist.", show_default=False)],
+    method: Annotated[Method, typer.Option(help="How the changes are joined.")] = "linear",
+    weight: Annotated[
+        list[float] | None, typer.Option(help="One for each model, in their order; else equal ones that sum to 1.")
+    ] = None,
+    density: Annotated[
+        float | None, typer.Option(help="ties: the share of each change that is kept, e.g. 0.2.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Merge models that were trained from one start, such as one specialist a domain, into one.
+
+    sightloom merge ui/model documents/model --base reason/model --method ties --density 0.2 --out merged
+    """
+    weights = weight or [1 / len(models)] * len(models)
+    digest = merge(base, models, weights, method, density, out)
+    console.emit(
+        {"model_dir": str(out), "digest": digest, "method": method, "weights": weights},
+        as_json,
+        lambda screen: screen.print(f"model   {out}\nnext: sightloom evaluate {out}", soft_wrap=True),
+    )
 
 
 def _show_plan(screen: Console, stages: Sequence[PlannedStage]) -> None:
