@@ -95,5 +95,5 @@ def _write_shard(folder: Path, name: str, rows: list[tuple[list[tuple[str, bytes
 
 @pytest.fixture(scope="session")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The address of a small manifest: 150 captioned pictures, 40 pictures with questions."""
-    return write_shards(tmp_path_factory.mktemp("shards"), 150, 40)
+    """The address of a small manifest: 150 captioned pictures, 40 with questions, 40 with a preference."""
+    return write_shards(tmp_path_factory.mktemp("shards"), 150, 40, num_preferences=40)

@@ -23,6 +23,7 @@ from sightloom.training.sharding import blocks, clip_gradients, gathered, reduce
 
 ATOL = 1e-6  # fp32: the gradients were equal, FSDP's norm of 6 sums its squares in another order; worst measured 5e-7
 Gradients = dict[str, torch.Tensor]
+Meshes = dict[str, tuple[int, int] | None]
 
 
 @pytest.fixture(scope="module")
@@ -67,18 +68,21 @@ def fresh(vlm: VLM, frozen: bool) -> TrainableVLM:
     return model
 
 
-def _rank(rank: int, port: int, vlm: VLM, packs: list[list[Pack]], out: Path, errors: Any) -> None:
+def _rank(rank: int, port: int, vlm: VLM, packs: list[list[Pack]], meshes: Meshes, out: Path, errors: Any) -> None:
     try:
         torch.set_num_threads(1)
-        dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+        world = len(packs)
+        dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
         labels = sum(pack.num_labels for parts in packs for pack in parts)
         found: dict[str, Gradients] = {}
         for frozen in (False, True):
-            for name, mesh in {"ddp": None, "fsdp": (1, 2), "hsdp": (2, 1)}.items():
+            for name, mesh in meshes.items():
                 model = fresh(vlm, frozen)
                 if mesh is not None:
                     shard_model(model, *mesh)
-                found[f"{name}/{frozen}"] = gradients(model, packs[rank], Workers(rank, 2, mesh is not None), labels)
+                found[f"{name}/{frozen}"] = gradients(
+                    model, packs[rank], Workers(rank, world, mesh is not None), labels
+                )
         if rank == 0:
             torch.save(found, out / "gradients.pt")
         dist.destroy_process_group()
@@ -87,21 +91,27 @@ def _rank(rank: int, port: int, vlm: VLM, packs: list[list[Pack]], out: Path, er
         raise
 
 
-@pytest.fixture(scope="module")
-def found(vlm: VLM, packs: list[list[Pack]], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Gradients]:
+def on_ranks(vlm: VLM, packs: list[list[Pack]], meshes: Meshes, out: Path) -> dict[str, Gradients]:
+    """The gradients that the first rank gathered, a rank for each list of packs."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = int(probe.getsockname()[1])
-    out = tmp_path_factory.mktemp("gradients")
     context = multiprocessing.get_context("fork")  # spawned processes would import torch again
     errors = context.Queue()
-    ranks = [context.Process(target=_rank, args=(rank, port, vlm, packs, out, errors)) for rank in range(2)]
+    arguments = (port, vlm, packs, meshes, out, errors)
+    ranks = [context.Process(target=_rank, args=(rank, *arguments)) for rank in range(len(packs))]
     for process in ranks:
         process.start()
     for process in ranks:
         process.join(120)
-    assert [process.exitcode for process in ranks] == [0, 0], None if errors.empty() else errors.get()
+    assert [process.exitcode for process in ranks] == [0] * len(packs), None if errors.empty() else errors.get()
     return dict(torch.load(out / "gradients.pt"))
+
+
+@pytest.fixture(scope="module")
+def found(vlm: VLM, packs: list[list[Pack]], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Gradients]:
+    meshes: Meshes = {"ddp": None, "fsdp": (1, 2), "hsdp": (2, 1)}
+    return on_ranks(vlm, packs, meshes, tmp_path_factory.mktemp("gradients"))
 
 
 @pytest.mark.parametrize("frozen", [False, True])
@@ -113,6 +123,16 @@ def test_two_ranks_with_uneven_packs_have_the_gradient_of_one_process(
     alone = gradients(fresh(vlm, frozen), every, Workers(0, 1), sum(pack.num_labels for pack in every))
     theirs = found[f"{way}/{frozen}"]
     assert set(alone) == set(theirs) and float(alone["norm"]) > 0.1
+    for name, gradient in alone.items():
+        torch.testing.assert_close(theirs[name], gradient, atol=ATOL, rtol=1e-5)
+
+
+def test_two_replicas_of_two_shards_have_the_gradient_of_one_process(
+    vlm: VLM, packs: list[list[Pack]], tmp_path: Path
+) -> None:
+    every = [pack for parts in packs for pack in parts]
+    alone = gradients(fresh(vlm, False), every, Workers(0, 1), sum(pack.num_labels for pack in every))
+    theirs = on_ranks(vlm, [[pack] for pack in every], {"hsdp": (2, 2)}, tmp_path)["hsdp/False"]
     for name, gradient in alone.items():
         torch.testing.assert_close(theirs[name], gradient, atol=ATOL, rtol=1e-5)
 

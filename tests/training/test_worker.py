@@ -30,7 +30,7 @@ from sightloom.training.worker import StageOrder, run_stage
 NANO = Path(__file__).parents[2] / "pipelines" / "curricula" / "nano.yaml"
 # fp32: other orders of summation, then three optimizer steps that normalise small gradients; worst measured 2e-5
 PARAMETER_ATOL = 3e-4
-ALIGN, INSTRUCT, REASON, RL = 0, 1, 2, 3
+ALIGN, INSTRUCT, REASON, RL, LAST = range(5)
 
 
 @pytest.fixture(scope="module")
@@ -122,8 +122,9 @@ def test_two_workers_end_with_the_weights_of_one(
 def test_two_workers_that_share_the_model_end_with_the_weights_of_one(
     order: Callable[..., StageOrder], number: int, unused_port: int
 ) -> None:
-    # packs=3 leaves the second worker a blank one
-    options = ("optim.kind=adamw", "batch.packs=3", "train={fusion: 0.001, decoder: 0.003, head: 0.002}")
+    # odd numbers of packs leave the second worker a blank one
+    packs = {ALIGN: 1, INSTRUCT: 3}[number]
+    options = ("optim.kind=adamw", f"batch.packs={packs}", "train={fusion: 0.001, decoder: 0.003, head: 0.002}")
     alone, together = order(number, "one", *options), order(number, "two", *options)
     together = together.model_copy(update={"parallel": ParallelOptions(shard=2, recompute=True)})
     run(alone)
@@ -207,6 +208,40 @@ def test_an_export_loads_with_transformers_alone_and_a_damaged_one_is_refused(or
     weights_file.write_bytes(data)
     with pytest.raises(SightloomError, match=r"model\.safetensors differs"):
         verify(folder)
+
+
+PREFER = ("optim.kind=adamw", 'mix={pairs: {where: "kind == \\"preference\\"", weight: 1.0}}')
+PREFERENCES = {
+    "dpo": ("objective={kind: dpo}", "train={fusion: 0.001, decoder: 0.002}"),
+    "dpo-lora": ("objective={kind: dpo}", "train={decoder: {lora: {rank: 4, alpha: 8}, lr: 0.01}}"),
+    "rm": ("objective={kind: rm}", "train={decoder: 0.002, head: 0.002}"),
+}
+
+
+@pytest.mark.parametrize("name", ["dpo", "rm"])
+def test_preferences_go_on_from_a_checkpoint_against_the_same_reference(
+    order: Callable[..., StageOrder], tmp_path: Path, name: str
+) -> None:
+    options = (*PREFER, *PREFERENCES[name])
+    whole, broken = order(LAST, "whole", *options), order(LAST, "broken", *options)
+    outcome = run(whole)
+    assert outcome["metrics"]["eval/all/pairs"] > 0
+    kept = killed_at_its_checkpoint(broken, tmp_path)
+    again = run(broken, restore=lambda read: read(kept))
+    assert_equal_weights(whole, broken, 0.0)
+    assert again["metrics"] == outcome["metrics"]
+
+
+@pytest.mark.parametrize("name", ["dpo-lora", "rm"])
+def test_preferences_learnt_by_two_workers_that_share_the_model_are_those_of_one(
+    order: Callable[..., StageOrder], name: str, unused_port: int
+) -> None:
+    options = (*PREFER, *PREFERENCES[name])
+    alone, together = order(LAST, "one", *options), order(LAST, "two", *options)
+    run(alone)
+    run_on_two(together.model_copy(update={"parallel": ParallelOptions(shard=2)}), unused_port)
+    assert_equal_weights(alone, together, PARAMETER_ATOL)
+    assert change(alone) > 1e-3
 
 
 def test_adapters_train_the_decoder_alone_and_the_export_is_a_plain_model(

@@ -28,6 +28,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "fit-scorer": ("curate", "Train a small CLIP filter network on trusted pairs."),
     "verify": ("verify", "Recompute every checksum, count and key of finished shards."),
     "train": ("train", "Train a model through the stages of a curriculum."),
+    "merge": ("merge", "Merge models that were trained from one start into one."),
     "evaluate": ("evaluate", "Ask a model the held-out questions of a suite, per domain."),
     "promote": ("release", "Let a registered version become champion, if it passes the gate."),
     "rollback": ("release", "Make the previous champion the champion again."),

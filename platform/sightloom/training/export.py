@@ -105,14 +105,7 @@ def verify(folder: Path) -> VLM:
         if not (folder / name).is_file() or storage.sha256_file(folder / name) != expected["sha256"]:
             raise SightloomError(f"the model in '{folder}' is damaged: {name} differs from its manifest")
     vlm = load(str(folder))
-    lines = [json.loads(line) for line in (folder / PROBES).read_bytes().splitlines()]
-    probes = [
-        Probe(
-            Conversation.from_json(line["conversation"]),
-            base64.b64decode(line["image"]) if line["image"] is not None else None,
-        )
-        for line in lines
-    ]
+    lines, probes = _lines(folder), kept_probes(folder)
     if probes:
         for line, answer in zip(lines, _answers(vlm, probes, lines[0]["thinking"]), strict=True):
             drift = max((abs(a - b) for a, b in zip(line["logprobs"], answer.logprobs, strict=False)), default=0.0)
@@ -122,6 +115,21 @@ def verify(folder: Path) -> VLM:
                     f"the model in '{folder}' does not answer its probes as it did in training (drift {drift:.2g})"
                 )
     return vlm
+
+
+def kept_probes(folder: Path) -> list[Probe]:
+    """The questions of an export's probes."""
+    return [
+        Probe(
+            Conversation.from_json(line["conversation"]),
+            base64.b64decode(line["image"]) if line["image"] is not None else None,
+        )
+        for line in _lines(folder)
+    ]
+
+
+def _lines(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / PROBES).read_bytes().splitlines()]
 
 
 def _answers(vlm: VLM, probes: Sequence[Probe], thinking: bool | None) -> list[Generation]:

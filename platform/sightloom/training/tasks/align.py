@@ -96,7 +96,9 @@ class Align(Fed[PairBatch]):
             "eval/all/retrieval_pool": float(len(samples)),
         }
 
-    def _contrastive(self, heads: Any, image_BD: torch.Tensor, text_BD: torch.Tensor) -> torch.Tensor:
+    def _contrastive(self, heads: Any, image_BD: torch.Tensor | None, text_BD: torch.Tensor) -> torch.Tensor:
+        if image_BD is None:  # a worker without a bin of this step takes part all the same
+            image_BD = text_BD[:0]
         offset = sum(self._workers.gather_counts(len(text_BD))[: self._workers.rank])
         if self._options.contrastive == "clip":
             return clip_loss(image_BD, text_BD, heads.log_scale, self._workers.gather_rows, offset)
