@@ -1,8 +1,9 @@
 """Reads a folder of shards as others do, in the readers' environment; prints a JSON list of what came out.
 
-    read.py energon|datasets|webdataset FOLDER
+    read.py energon|datasets|webdataset|open_clip FOLDER
 
-Each entry: key, text, and the picture's SHA-256 over (width, height, RGB bytes).
+Each entry: key, text, and the picture's SHA-256 over (width, height, RGB bytes). Of open_clip, whose loader yields
+batches only: the sizes that it reads, the shapes of a batch of training, and how many samples it evaluates.
 """
 
 import hashlib
@@ -49,5 +50,28 @@ def webdataset(folder: str) -> list[list[str]]:
     return [[row["__key__"], row["txt"], pixels(row["jpg"])] for row in rows]
 
 
+def open_clip(folder: str) -> dict[str, Any]:
+    from argparse import Namespace
+
+    from open_clip import get_tokenizer
+    from open_clip_train.data import get_dataset_size, get_wds_dataset
+    from torchvision import transforms
+
+    files = sorted(Path(folder).glob("*.tar"))
+    pattern = f"{folder}/{files[0].name[:-10]}{{000000..{len(files) - 1:06d}}}.tar"
+    preprocess = transforms.Compose([transforms.Resize((32, 32)), transforms.ToTensor()])
+    args = Namespace(train_data=pattern, val_data=pattern, train_num_samples=None, val_num_samples=None, seed=0,
+                     workers=1, train_data_upsampling_factors=None, batch_size=8, world_size=1)  # fmt: skip
+    tokenizer = get_tokenizer("ViT-B-32")
+    train = get_wds_dataset(args, preprocess, is_train=True, tokenizer=tokenizer).dataloader
+    check = get_wds_dataset(args, preprocess, is_train=False, tokenizer=tokenizer).dataloader
+    return {
+        "size": get_dataset_size(pattern),
+        "train": [list(part.shape) for part in next(iter(train))],
+        "evaluated": sum(len(images) for images, _ in check),
+    }
+
+
+READERS = {"energon": energon, "datasets": datasets, "webdataset": webdataset, "open_clip": open_clip}
 if __name__ == "__main__":
-    print(json.dumps({"energon": energon, "datasets": datasets, "webdataset": webdataset}[sys.argv[1]](sys.argv[2])))
+    print(json.dumps(READERS[sys.argv[1]](sys.argv[2])))
