@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import tarfile
+import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -23,7 +24,7 @@ from sightloom.data.fetch.client import opted_out, retry_after
 from sightloom.data.fetch.lists import url_lists
 from sightloom.data.recipe import Recipe
 from sightloom.data.sources.config import FetchConfig, UrlSource
-from sightloom.errors import UserMistake
+from sightloom.errors import SightloomError, UserMistake
 from sightloom.progress import NullProgress
 from sightloom.storage import read_json
 
@@ -384,3 +385,22 @@ def test_a_host_that_cannot_say_its_rules_now_is_not_asked_and_a_long_redirect_m
             stop()
     assert status == ["fetch_robots", "fetch_robots"]
     assert "/a.png" not in asked and "strict/picture.png" not in asked
+
+
+def test_a_full_temporary_disk_is_told_in_words_and_the_same_chunk_is_fetched_later(
+    tmp_path: Path, scene: Any, monkeypatch: pytest.MonkeyPatch, small_disk: Callable[[str], Path]
+) -> None:
+    async def handler(request: web.Request) -> web.Response:
+        return web.Response(body=scene(1, (90, 90)) + bytes(20_000))
+
+    base, stop = serve(handler)
+    out, urls = str(tmp_path / "out"), [f"{base}/{number}.png" for number in range(10)]
+    try:
+        monkeypatch.setattr(tempfile, "tempdir", str(small_disk("100k")))
+        with pytest.raises(SightloomError, match="no space is left on the disk"):
+            fetch(urls, out, allow_networks=LOOPBACK, robots=False)
+        assert not list(Path(out).rglob("*.*")) and not list(Path(tempfile.gettempdir()).iterdir())
+        small_disk("4m")
+        assert fetch(urls, out, allow_networks=LOOPBACK, robots=False) == ["ok"] * 10
+    finally:
+        stop()
