@@ -229,11 +229,24 @@ def test_bad_input_is_a_clear_mistake_and_leaves_nothing_that_looks_whole(tmp_pa
     assert result.dropped["tar_truncated"] == 1
 
 
+class Totals(NullProgress):
+    """Keeps what each step said of its total."""
+
+    def __init__(self) -> None:
+        self.of: dict[str, float | None] = {}
+
+    def step(self, name: str, total: float | None = None, unit: str = "") -> Any:
+        self.of[name] = total
+        return super().step(name, total, unit)
+
+
 def test_nothing_kept_is_an_empty_manifest_that_says_why(tmp_path: Path) -> None:
     raw = str(tmp_path / "raw")
     put_raw(raw)
     rules = {"select": {"rules": {"huge": "width > 5000"}}}
-    result = curate(recipe(raw, str(tmp_path / "out"), **rules), NullProgress())
+    totals = Totals()
+    result = curate(recipe(raw, str(tmp_path / "out"), **rules), totals)
+    assert abs(totals.of["score"] - 180) <= 18 and totals.of["select"] == 180  # type: ignore[operator]
     assert (result.kept, result.shards) == (0, 0) and result.dropped["huge"] > 100
     with pytest.raises(UserMistake, match="lists no shards"):
         read_table(read_manifest(result.manifest))
