@@ -1,8 +1,9 @@
 import json
 import os
 import socket
+import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -109,3 +110,24 @@ def store(moto_port: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     fs.mkdir("pool")
     yield moto_port
     s3fs.S3FileSystem.clear_instance_cache()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+    """A file system of its own, of a size that can be changed."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mounted = False
+
+    def resize(size: str) -> Path:
+        nonlocal mounted
+        options = f"{'remount,' if mounted else ''}size={size}"
+        made = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", place], capture_output=True, check=False)
+        if made.returncode:
+            pytest.skip(f"no file system may be mounted here: {made.stderr.decode().strip()}")
+        mounted = True
+        return place
+
+    yield resize
+    if mounted:
+        subprocess.run(["umount", place], check=True)

@@ -181,27 +181,6 @@ def test_what_cannot_be_read_is_dropped_by_name_and_the_rest_goes_on(
     assert ran.result["dropped"]["tar_truncated"] == 3 and ran.result["kept"] > 50
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
-    """A file system of its own, of a size that can be changed."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    mounted = False
-
-    def resize(size: str) -> Path:
-        nonlocal mounted
-        options = f"{'remount,' if mounted else ''}size={size}"
-        made = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", place], capture_output=True, check=False)
-        if made.returncode:
-            pytest.skip(f"no file system may be mounted here: {made.stderr.decode().strip()}")
-        mounted = True
-        return place
-
-    yield resize
-    if mounted:
-        subprocess.run(["umount", place], check=True)
-
-
 def test_a_full_disk_is_told_in_words_and_the_same_command_goes_on(
     tmp_path: Path, shared_data: Path, curate: Command, small_disk: Callable[[str], Path]
 ) -> None:

@@ -132,8 +132,12 @@ def test_a_driver_killed_while_scoring_goes_on_without_scoring_a_committed_row_a
     ("name", "match", "when"),
     [
         ("segment", r"segments/00000\.json$", "before"),
+        ("segment-after", r"segments/00000\.json$", "after"),
         ("duplicates", r"dedup/.*/done\.json$", "before"),
+        ("decision-part", r"select/.*/decision\.parquet/", "after"),
         ("decision", r"select/.*/summary\.json$", "after"),
+        ("plan", r"plan/.*/plan\.parquet/", "after"),
+        ("sizes", r"shards/pool/sizes\.json$", "before"),
         ("manifest-before", r"shards/pool/manifest\.json$", "before"),
         ("manifest-after", r"shards/pool/manifest\.json$", "after"),
     ],
@@ -151,8 +155,21 @@ def test_a_driver_killed_between_steps_goes_on_from_there(world: Any, name: str,
     assert scored(folder) == []
 
 
-def test_a_packing_task_killed_before_its_commit_packs_again(world: Any) -> None:
-    out, folder, env, recipe = disturbed(world, "packer", {"match": r"plan/.*/commit/", "nth": 2, "when": "before"})
+@pytest.mark.parametrize(
+    ("name", "match", "nth", "when"),
+    [
+        ("packer-index", r"shards/pool/.*\.tar\.idx$", 2, "before"),  # the tar is there, nothing says so
+        ("packer-table", r"shards/pool/.*\.parquet$", 2, "after"),
+        ("packer", r"plan/.*/commit/", 2, "before"),
+        ("packer-after", r"plan/.*/commit/", 2, "after"),
+        ("compactor", r"segments/.*\.parquet$", 1, "before"),
+        ("compactor-after", r"segments/.*\.parquet$", 2, "after"),
+    ],
+)
+def test_a_killed_packing_or_compacting_task_is_done_again(
+    world: Any, name: str, match: str, nth: int, when: str
+) -> None:
+    out, folder, env, recipe = disturbed(world, name, {"match": match, "nth": nth, "when": when})
     finish(start(recipe, env, world[3]))
     assert (folder / "killed").exists() and shards(out) == world[2]
 

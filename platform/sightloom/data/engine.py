@@ -39,7 +39,6 @@ def run_waves(prepared: Prepared, missing: Sequence[Job], careful: bool = False)
         refuse_small_store(prepared)
     for start in range(0, len(missing), WAVE_FILES):
         yield _run(prepared, missing[start : start + WAVE_FILES], careful)
-    gc.collect()  # a Dataset is a cycle: uncollected it keeps the scorers' actors and their memory through packing
 
 
 def _run(prepared: Prepared, missing: Sequence[Job], careful: bool) -> Iterator[dict[str, Any]]:
@@ -145,6 +144,7 @@ def run_tasks(function: Callable[[Work], Any], works: Iterable[Work], num_cpus: 
 
     Our own errors come out as they were raised, and what runs is ended.
     """
+    gc.collect()  # a Dataset is a cycle: uncollected it keeps the scorers' actors and their memory through packing
     task = ray.remote(num_cpus=num_cpus, max_retries=2)(function)
     waiting: dict[Any, Work] = {}
     upcoming = iter(works)

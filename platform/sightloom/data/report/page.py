@@ -27,7 +27,8 @@ table{width:100%;border-collapse:collapse;background:var(--paper);border:1px sol
 td,th{padding:5px 12px;text-align:left;border-top:1px solid var(--line);font-variant-numeric:tabular-nums}
 th{color:var(--soft);font-weight:500;border-top:0}td.n,th.n{text-align:right}td.bar{width:40%}
 .scroll{overflow-x:auto}td:first-child{overflow-wrap:anywhere;min-width:9em}
-@media(max-width:640px){td.bar,th:empty{display:none}td,th{padding:5px 8px}h1{font-size:22px}main{padding:18px 12px 40px}}
+@media(max-width:640px){td.bar,th:empty{display:none}td,th{padding:5px 8px}
+h1{font-size:22px}main{padding:18px 12px 40px}}
 svg{display:block;width:100%}.b-keep{fill:var(--keep)}.b-drop{fill:var(--drop)}.b-all{fill:var(--all)}
 .cut{stroke:var(--cut);stroke-width:1.6;stroke-dasharray:4 3}
 .plots{display:grid;grid-template-columns:repeat(auto-fill,minmax(270px,1fr));gap:12px}

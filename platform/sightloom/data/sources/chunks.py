@@ -73,7 +73,8 @@ def list_files(source: Source, chunk_rows: int, field_map: dict[str, str] | None
         infos = [folder.find_captions(source.uri)]
     else:
         infos = _matching(source.uri, (".tar", ".tar.gz", ".tar.zst") if kind == "webdataset" else (".parquet",))
-    return [source_file(kind, info, mapped, chunk_rows) for info in infos]
+    ordered = sorted(infos, key=lambda info: info.uri)
+    return [source_file(kind, info, mapped, chunk_rows) for info in ordered]
 
 
 def source_file(kind: str, info: FileInfo, mapped: tuple[tuple[str, str], ...], chunk_rows: int) -> SourceFile:
