@@ -85,6 +85,7 @@ def render_verb(
     image: Annotated[str, typer.Option(help="The image that Kubernetes starts.")] = Placed().image,
     working_dir: Annotated[str, typer.Option(help="The code's address, as `package` prints it.")] = "",
     py_module: Annotated[list[str] | None, typer.Option(help="The package's address, likewise.")] = None,
+    claim: Annotated[str, typer.Option(help="The volume claim that Kubernetes' pods find at /data.")] = "",
     as_json: AsJson = False,
 ) -> None:
     """Write a job in the words of another system: a manifest for Kubernetes, a request body, a shell script.
@@ -92,7 +93,7 @@ def render_verb(
     sightloom render jobs/train.yaml --to rayjob --set code.mode=image
     """
     spec = read_job(job, overrides)
-    placed = Placed(working_dir or spec.code.working_dir, tuple(py_module or spec.code.py_modules), image)
+    placed = Placed(working_dir or spec.code.working_dir, tuple(py_module or spec.code.py_modules), image, claim)
     text = render(spec, to, _packed(spec, placed) if to == "ray-jobs" else placed)
     console.emit({"target": to, "text": text}, as_json, lambda page: page.print(text, end="", markup=False))
 

@@ -8,7 +8,7 @@ from typing import Any, Final
 import yaml
 
 from sightloom.cluster.jobspec import JobSpec, WorkerGroup
-from sightloom.cluster.renderers.submission import SECRETS_FOLDER, Placed, metadata, runtime_env
+from sightloom.cluster.renderers.submission import DATA_FOLDER, SECRETS_FOLDER, Placed, metadata, runtime_env
 from sightloom.errors import UserMistake
 
 RAY_VERSION: Final = "2.60.0"
@@ -132,6 +132,7 @@ def cluster_spec(spec: JobSpec, placed: Placed) -> dict[str, Any]:
 
 def _group(spec: JobSpec, placed: Placed, group: WorkerGroup) -> dict[str, Any]:
     template = _pod(spec, placed, "ray-worker", group.cpus, group.gpus, group.memory_gb)
+    template["spec"]["containers"][0]["ports"] = [{"name": "metrics", "containerPort": _PORTS["metrics"]}]
     if group.accelerator:
         template["spec"]["nodeSelector"] = {"sightloom/accelerator": group.accelerator}
     return {
@@ -160,12 +161,23 @@ def _pod(spec: JobSpec, placed: Placed, name: str, cpus: float, gpus: float, mem
         "securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
         "containers": [container],
     }
+    volumes, mounts = _volumes(spec, placed)
+    if volumes:
+        pod["volumes"], container["volumeMounts"] = volumes, mounts
+    return {"spec": pod}
+
+
+def _volumes(spec: JobSpec, placed: Placed) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    volumes: list[dict[str, Any]] = []
+    mounts: list[dict[str, Any]] = []
     if files := sorted({_mounted(spec, ref.file) for _, ref in _sorted(spec) if ref.file}):
         items = [{"key": file, "path": file} for file in files]
-        secret = {"secretName": FILES_SECRET, "items": items}
-        pod["volumes"] = [{"name": "secrets", "secret": secret}]
-        container["volumeMounts"] = [{"name": "secrets", "mountPath": SECRETS_FOLDER, "readOnly": True}]
-    return {"spec": pod}
+        volumes.append({"name": "secrets", "secret": {"secretName": FILES_SECRET, "items": items}})
+        mounts.append({"name": "secrets", "mountPath": SECRETS_FOLDER, "readOnly": True})
+    if placed.claim:
+        volumes.append({"name": "data", "persistentVolumeClaim": {"claimName": placed.claim}})
+        mounts.append({"name": "data", "mountPath": DATA_FOLDER})
+    return volumes, mounts
 
 
 def _entrypoint(spec: JobSpec) -> list[str]:

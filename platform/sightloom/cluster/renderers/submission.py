@@ -11,17 +11,22 @@ from sightloom.errors import UserMistake
 
 SECRETS_FOLDER: Final = "/run/secrets"
 IMAGE_FOLDER: Final = "/opt/sightloom"  # the Dockerfile's WORKDIR: pipelines/ lies in it
+DATA_FOLDER: Final = "/data"
 IMAGE: Final = "sightloom:0.1.0"
 _GB: Final = 1_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """Where the code lies (an empty `working_dir`: in the image), and which image Kubernetes starts."""
+    """Where the code lies (an empty `working_dir`: in the image).
+
+    For Kubernetes also the image, and the claim that all pods find at /data (empty: none).
+    """
 
     working_dir: str = ""
     py_modules: tuple[str, ...] = ()
     image: str = IMAGE
+    claim: str = ""
 
 
 def submission(spec: JobSpec, placed: Placed, attempt: int) -> dict[str, Any]:
