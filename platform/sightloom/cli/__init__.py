@@ -35,6 +35,10 @@ VERBS: dict[str, tuple[str, str]] = {
     "history": ("release", "Show who promoted what, when and why."),
     "models": ("release", "List, show and verify registered versions."),
     "serve": ("serve", "Serve a model behind an OpenAI-compatible endpoint with a playground."),
+    "submit": ("jobs", "Check a job, pack its code, run it on a Ray cluster and follow it."),
+    "jobs": ("jobs", "List, show, follow, stop and retry submitted jobs."),
+    "render": ("jobs", "Write a job as a manifest for Kubernetes, a request or a script."),
+    "package": ("jobs", "Pack a job's code and put it where a cluster reads it."),
     "ask": ("ask", "Ask a served model about a picture."),
 }
 _ENVIRONMENT = {

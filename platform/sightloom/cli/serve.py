@@ -11,7 +11,7 @@ from rich.console import Console
 
 from sightloom import runtime
 from sightloom.cli import console
-from sightloom.cli.console import DEFAULT_STORE, Store
+from sightloom.cli.console import DEFAULT_STORE, Ray, Store
 from sightloom.errors import UserMistake
 from sightloom.registry import Registry
 from sightloom.serving.app import EndpointConfig
@@ -41,6 +41,7 @@ def register(app: typer.Typer) -> None:
         allow_domain: Annotated[list[str] | None, typer.Option(help="Fetch pictures from this domain, too.")] = None,
         dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
         device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+        ray: Ray = runtime.LOCAL,
         as_json: Annotated[bool, typer.Option("--json", help="Print the address as one JSON object.")] = False,
     ) -> None:
         """Serve a model until Ctrl-C. The page at / is a playground; OpenAI clients use /v1.
@@ -62,7 +63,7 @@ def register(app: typer.Typer) -> None:
         if on == "process":
             serve_here(folder, model, version, port, host, endpoint, settings, announce)
             return
-        owned = runtime.connect(runtime.LOCAL)
+        owned = runtime.connect(ray)
         try:
             announce(deploy(folder, model, version, port, host, endpoint, settings))
             ended = threading.Event()
@@ -70,7 +71,7 @@ def register(app: typer.Typer) -> None:
                 signal.signal(number, lambda *_: ended.set())
             ended.wait()
         finally:
-            shutdown(ray_ends=owned)
+            shutdown(ray_ends=owned and ray == runtime.LOCAL)
             runtime.disconnect()
 
 

@@ -1,0 +1,39 @@
+"""Import paths for Serve's own configuration files (RayService, `serve deploy`): the apps that `deploy` starts."""
+
+from pathlib import Path
+
+from pydantic import Field
+from ray.serve import Application
+
+from sightloom.config import Frozen
+from sightloom.serving.app import EndpointConfig
+from sightloom.serving.deploy import Version
+from sightloom.serving.engines.transformers import TransformersSettings
+from sightloom.serving.router import Router, Routes
+
+
+class VersionArgs(Frozen):
+    """One version's app. `folder`: the model's folder, at the same path on every node that may hold a replica."""
+
+    folder: str
+    version: str = "1"
+    engine: TransformersSettings = TransformersSettings()
+
+
+class RouterArgs(Frozen):
+    """The router's app. Serve listens beyond loopback in a cluster, so `endpoint.keys` names a key file there."""
+
+    endpoint: EndpointConfig
+    routes: Routes = Field(description="the first routes; Serve's `user_config` changes them without a restart")
+
+
+def version_app(args: VersionArgs) -> Application:
+    """`sightloom.serving.builders:version_app`: an engine behind a handle."""
+    settings = args.engine.model_dump(mode="json")
+    return Version.options(user_config={}).bind(str(Path(args.folder)), args.version, settings)
+
+
+def router_app(args: RouterArgs) -> Application:
+    """`sightloom.serving.builders:router_app`: the endpoint, which asks the version apps."""
+    routes = args.routes.model_dump(mode="json")
+    return Router.options(user_config=routes).bind(args.endpoint.model_dump(mode="json"))

@@ -1,0 +1,132 @@
+"""Each renderer has a golden file; `python tests/cluster/test_renderers.py` writes them anew: then look at the diff."""
+
+import importlib.metadata
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from ray.serve.schema import ServeDeploySchema
+
+from sightloom.cluster.jobspec import JobSpec
+from sightloom.cluster.renderers import TARGETS, Placed, render
+from sightloom.cluster.renderers.kuberay import RAY_VERSION
+from sightloom.config import load
+from sightloom.errors import UserMistake
+
+GOLDEN = Path(__file__).parent / "golden"
+PLACED = Placed("s3://bucket/code/_ray_pkg_1.zip", ("s3://bucket/code/_ray_pkg_2.zip",))
+ENDINGS = {"ray-jobs": "json", "cli": "sh"}
+
+
+def golden(target: str) -> Path:
+    return GOLDEN / f"{target}.{ENDINGS.get(target, 'yaml')}"
+
+
+def made(target: str) -> str:
+    spec = load(JobSpec, GOLDEN / ("serve.job.yaml" if target == "rayservice" else "train.job.yaml"))
+    return render(spec, target, PLACED)
+
+
+def train(**keys: Any) -> JobSpec:
+    data = yaml.safe_load((GOLDEN / "train.job.yaml").read_text())
+    return JobSpec.model_validate({**data, **keys})
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_job_is_rendered_as_its_golden_file(target: str) -> None:
+    assert made(target) == golden(target).read_text()
+
+
+@pytest.mark.parametrize("target", ["rayjob", "raycronjob", "rayservice", "raycluster"])
+def test_kuberays_schema_with_unknown_keys_forbidden_accepts_it(target: str) -> None:
+    from tests.cluster.crds import problems
+
+    resource = yaml.safe_load(made(target))
+    assert problems(resource) == []
+    resource["spec"]["entryPoint"] = "x"
+    assert "entryPoint" in problems(resource)[0]
+
+
+def test_a_rayjobs_life_is_bounded_and_its_cluster_asks_for_a_token() -> None:
+    spec = yaml.safe_load(made("rayjob"))["spec"]
+    assert spec["submissionMode"] == "SidecarMode"
+    assert spec["rayClusterSpec"]["authOptions"] == {"mode": "token"}
+    assert (spec["backoffLimit"], spec["activeDeadlineSeconds"], spec["preRunningDeadlineSeconds"]) == (2, 86400, 900)
+    rules = spec["deletionStrategy"]["deletionRules"]
+    assert [(rule["condition"].get("jobStatus"), rule["condition"]["ttlSeconds"]) for rule in rules] == [
+        ("SUCCEEDED", 600), ("FAILED", 86400), (None, 86400),
+    ]  # fmt: skip
+    # KubeRay refuses these beside deletionRules, and a submitter's template in SidecarMode
+    assert not {"shutdownAfterJobFinishes", "ttlSecondsAfterFinished", "submitterPodTemplate"} & spec.keys()
+
+
+def test_secrets_stay_references_everywhere() -> None:
+    pod = yaml.safe_load(made("rayjob"))["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]["template"]["spec"]
+    assert pod["containers"][0]["env"] == [
+        {"name": "AWS_SECRET_ACCESS_KEY", "valueFrom": {"secretKeyRef": {"name": "s3", "key": "secret"}}}
+    ]
+    assert pod["volumes"][0]["secret"] == {
+        "secretName": "sightloom-files", "items": [{"key": "hf_token", "path": "hf_token"}],
+    }  # fmt: skip
+    body = json.loads(made("ray-jobs"))
+    words = shlex.split(body["entrypoint"])
+    assert words[:6] == [
+        "python", "-m", "sightloom.cluster.start", "AWS_SECRET_ACCESS_KEY", "HF_TOKEN=/run/secrets/hf_token", "--",
+    ]  # fmt: skip
+    assert "HF_TOKEN" not in body["runtime_env"]["env_vars"]
+
+
+def test_serve_reads_the_rayservices_configuration() -> None:
+    config = yaml.safe_load(yaml.safe_load(made("rayservice"))["spec"]["serveConfigV2"])
+    schema = ServeDeploySchema.model_validate(config)
+    assert [app.route_prefix for app in schema.applications] == [None, "/"]
+    for app in schema.applications:
+        module, _, name = app.import_path.partition(":")
+        builder = getattr(importlib.import_module(module), name)
+        parsed = builder.__annotations__["args"].model_validate(app.args)
+        assert type(builder(parsed)).__name__ == "Application"
+
+
+def test_the_manifests_name_the_ray_that_is_installed() -> None:
+    assert importlib.metadata.version("ray") == RAY_VERSION
+
+
+@pytest.mark.parametrize(
+    ("target", "keys", "placed", "said"),
+    [
+        ("rayjbo", {}, PLACED, "did you mean 'rayjob'"),
+        ("rayjob", {}, Placed(), "needs the code's address"),
+        ("cli", {}, Placed("gcs://_ray_pkg_1.zip"), "needs the code's address"),
+        ("raycronjob", {"schedule": None}, PLACED, "has no schedule"),
+        ("rayservice", {}, PLACED, "is of kind train"),
+        ("rayjob", {"resources": {"driver": {"labels": {"zone": "a"}}}}, PLACED, "by labels"),
+        ("rayjob", {"secrets": {"A": {"file": "/etc/a"}}}, PLACED, "not a plain name"),
+    ],
+)
+def test_what_a_target_has_no_word_for_is_an_error(
+    target: str, keys: dict[str, Any], placed: Placed, said: str
+) -> None:
+    with pytest.raises(UserMistake, match=said):
+        render(train(**keys), target, placed)
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["models/nano", "--on", "ray", "--keys", "k"], "no absolute folder"),
+        (["/models/nano", "--on", "ray"], "no key file"),
+        (["/models/nano", "--on", "process", "--keys", "k"], "process"),
+        (["/models/nano", "--on", "ray", "--store", "s"], "--store"),
+    ],
+)
+def test_a_rayservice_takes_only_what_it_can_do(argv: list[str], said: str) -> None:
+    with pytest.raises(UserMistake, match=said):
+        render(JobSpec(name="s", kind="serve", argv=tuple(argv)), "rayservice", PLACED)
+
+
+if __name__ == "__main__":
+    for each in TARGETS:
+        golden(each).write_text(made(each))
