@@ -2,6 +2,7 @@
 
 import io
 import os
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,15 @@ from tests.integration.raw import picture, put_tars, write_recipe
 
 from sightloom.config import load
 from sightloom.data.curation import Settings, curate, scored_rows
+from sightloom.data.embedding import embed_chunk
 from sightloom.data.embeddings import read_embeddings
 from sightloom.data.fetch import inputs
-from sightloom.data.prepare import prepare
+from sightloom.data.prepare import prepare, source_files
 from sightloom.data.recipe import Recipe
+from sightloom.data.scoring import jobs, measure_chunk, read
 from sightloom.data.shards.manifest import read_manifest
 from sightloom.data.shards.reader import read_table
+from sightloom.data.signals.clip import ClipModel
 from sightloom.data.signals.prompts import PROMPTS
 from sightloom.data.steps import run_dedup, run_score, run_select
 from sightloom.progress import NullProgress
@@ -63,6 +67,15 @@ def one_pass(scorer: Path, head: torch.Tensor) -> dict[str, Any]:
         }
 
 
+def score_here(wanted: Recipe) -> None:
+    """Score a corpus by one worker, which is this process."""
+    prepared = prepare(wanted, False)
+    models = [ClipModel(spec, "cpu") for spec in prepared.specs]
+    for job in jobs([file for files in source_files(prepared.recipe) for file in files], [{}, {}]):
+        for row in read({"job": pickle.dumps(job)}):
+            embed_chunk(measure_chunk(row, prepared.plan), prepared.plan, models, [False])
+
+
 def scores(folder: Path) -> dict[str, Any]:
     """The score columns of every fragment, by chunk."""
     return {path.name[:22]: pq.read_table(path).to_pydict() for path in sorted((folder / "data").iterdir())}
@@ -72,10 +85,10 @@ def test_a_new_bank_and_head_on_a_scored_corpus_open_no_picture_and_equal_one_pa
     tmp_path: Path, tiny_clip: Path
 ) -> None:
     put_tars(str(tmp_path / "raw"), 2, ROWS // 2)
-    run_score(recipe(tmp_path, tiny_clip, False, 1), QUIET, PLAIN)
+    score_here(recipe(tmp_path, tiny_clip, False, 1))
     (plain,) = (tmp_path / "out" / "scores").glob("clip_tiny-*")
     assert not (plain / "emb").exists()
-    run_score(recipe(tmp_path, tiny_clip, True, 4), QUIET, PLAIN)  # scored again, by four workers and in its own folder
+    run_score(recipe(tmp_path, tiny_clip, True, 4), QUIET, PLAIN)  # scored again, in its own folder
     whole = plain.with_name(plain.name + "-emb")
     assert scores(whole) == scores(plain) and len(scores(whole)) == 6
     assert len(list((whole / "emb").iterdir())) == 6
