@@ -9,8 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sightloom.data.dedup.duplicates import Duplicates
-from sightloom.data.select.choose import choose, compile_selection, with_counts
+from sightloom.data.select.choose import choose, compile_selection
 from sightloom.data.select.config import SelectConfig
+from sightloom.data.select.decision import Decision
+from sightloom.data.select.rows import Rows
 from sightloom.errors import UserMistake
 
 NONE = Duplicates(np.zeros(0, np.int64), (), np.zeros(0, np.int64))
@@ -28,9 +30,12 @@ def table_of(scores: list[float | None], **columns: list[Any]) -> pa.Table:
     return pa.table({**given, **{name: pa.array(values) for name, values in columns.items()}})
 
 
-def run(table: pa.Table, config: dict[str, Any], duplicates: Duplicates = NONE) -> Any:
+def run(
+    table: pa.Table, config: dict[str, Any], duplicates: Duplicates = NONE, batch: int = 7, border: int = 100
+) -> tuple[Rows, Decision]:
     selection = compile_selection(SelectConfig.model_validate(config), table.column_names)
-    return choose(table, duplicates, selection)
+    rows = Rows.of(table, selection.derive, batch)
+    return rows, choose(rows, duplicates, selection, border_rows=border)
 
 
 def test_each_row_that_goes_has_the_first_reason_and_a_bit_for_every_false_rule() -> None:
@@ -55,12 +60,20 @@ def test_each_row_that_goes_has_the_first_reason_and_a_bit_for_every_false_rule(
              min_size=1, max_size=40),
     st.floats(0, 1),
     st.booleans(),
+    st.booleans(),
+    st.integers(0, 6),
 )  # fmt: skip
-def test_a_top_fraction_is_exact_with_ties_by_uid(rows: list[tuple[Any, int]], fraction: float, per: bool) -> None:
+def test_a_top_fraction_is_exact_with_ties_by_uid(
+    rows: list[tuple[Any, int]], fraction: float, per: bool, narrow: bool, border: int
+) -> None:
+    rows = [(float(np.float32(s)) if narrow and s is not None else s, group) for s, group in rows]
     scores, groups = [score for score, _ in rows], [f"g{group}" for _, group in rows]
     table = table_of(scores, domain=groups)
+    if narrow:
+        place = table.column_names.index("score")
+        table = table.set_column(place, "score", table.column("score").cast(pa.float32()))
     top = {"by": "score", "fraction": fraction} | ({"per": "domain"} if per else {})
-    _, decision = run(table, {"top": [top]})
+    _, decision = run(table, {"top": [top]}, border=border)
     uids = table.column("uid").to_pylist()
     expected: set[int] = set()
     for group in set(groups) if per else {None}:
@@ -93,8 +106,9 @@ def test_a_fraction_of_the_input_counts_what_was_dropped_before() -> None:
 def test_a_derived_score_can_be_used_and_is_returned() -> None:
     table = table_of([0.2, 0.4, None], status=["ok", "ok", "empty_text"], width=[300, 100, 1])
     config = {"derive": {"quality": "score * 10 - width / 100"}, "top": [{"by": "quality", "count": 1}]}
-    table, decision = run(table, config)
-    assert table.column("quality").to_pylist() == [-1.0, 3.0, None]
+    rows, decision = run(table, config, batch=2)
+    found = [value for part in rows.batches(["quality"]) for value in part.table.column("quality").to_pylist()]
+    assert found == [-1.0, 3.0, None]
     assert decision.keep.tolist() == [False, True, False]
 
 
@@ -116,4 +130,5 @@ def test_equal_texts_are_counted_among_usable_rows_of_a_kind() -> None:
                      kind=["pair", "pair", "pair", "pair", "conversation"])  # fmt: skip
     hashes = pa.array([7, 7, 8, 7, 7], pa.uint64())
     table = table.set_column(table.column_names.index("text_hash"), "text_hash", hashes)
-    assert with_counts(table).column("text_count").to_pylist() == [2, 2, 1, None, 1]
+    parts = Rows.of(table, {}, 2).batches(["text_count"])
+    assert [n for part in parts for n in part.table.column("text_count").to_pylist()] == [2, 2, 1, None, 1]

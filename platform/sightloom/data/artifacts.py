@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,20 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 import sightloom
 from sightloom import storage
 from sightloom.config import canonical_json, digest, flatten
-from sightloom.data.dedup.duplicates import Duplicates, uid_halves
+from sightloom.data.decisions import parts_of, read_parts
+from sightloom.data.dedup.duplicates import Duplicates
 from sightloom.data.fetch import Inputs
 from sightloom.data.ledger import list_names, parquet_bytes
 from sightloom.data.measure import COLUMNS
 from sightloom.data.prepare import MANIFEST, Prepared, describe_source
 from sightloom.data.recipe import Recipe
-from sightloom.data.segments import SEGMENT_ROWS
-from sightloom.data.select.choose import Cut, Decision
 from sightloom.data.select.columns import Scored
+from sightloom.data.select.decision import Decision
 from sightloom.data.shards.foreign import foreign_files
 from sightloom.data.shards.manifest import FORMAT, BuiltShard, File, Manifest, Totals
 from sightloom.data.shards.pack import TABLE_COLUMNS
@@ -50,7 +48,8 @@ def fingerprints(prepared: Prepared, chunks: Sequence[str]) -> dict[str, Any]:
     recipe = prepared.recipe
     scores = {group.name: group.fingerprint for group in prepared.groups}
     dedup = digest({"scores": scores, "chunks": sorted(chunks), "config": recipe.dedup})[:12]
-    select = digest({"dedup": dedup, "config": recipe.select})[:12]
+    seeded = {"seed": recipe.seed} if recipe.select.sample is not None else {}
+    select = digest({"dedup": dedup, "config": recipe.select, **seeded})[:12]
     plan = digest({"select": select, "config": recipe.pack, "name": recipe.name, "seed": recipe.seed})[:12]
     return {"scores": scores, "dedup": dedup, "select": select, "plan": plan}
 
@@ -75,86 +74,9 @@ def read_duplicates(out: str, fingerprint: str) -> Duplicates | None:
     if not storage.exists(storage.join(folder, "done.json")):
         return None
     rows = storage.read_json(storage.join(folder, "done.json"))["rows"]
-    table = _read_parts(storage.join(folder, "dups.parquet"), rows)
+    table = read_parts(storage.join(folder, "dups.parquet"), rows)
     found = [table.column(name).to_numpy(zero_copy_only=False) for name in ("row", "of_row")]
     return Duplicates(found[0], tuple(table.column("reason").to_pylist()), found[1])
-
-
-def write_decision(out: str, fingerprint: str, table: pa.Table, decision: Decision, derived: Sequence[str]) -> None:
-    """Write the decision, the kept uids in DataComp's form, and last the summary.
-
-    Args:
-        out: the curation's folder.
-        fingerprint: of the selection.
-        table: `uid, domain` and the derived columns of all rows [N].
-        decision: about the same rows.
-        derived: names of the derived columns, which are stored beside the decision.
-    """
-    folder = storage.join(out, "select", fingerprint)
-    for number, (first, last) in enumerate(parts_of(table.num_rows)):
-        rows, part = slice(first, last), table.slice(first, last - first)
-        columns = {
-            "uid": part.column("uid"),
-            "keep": pa.array(decision.keep[rows]),
-            "reason": pa.array(list(decision.reason[rows]), pa.string()),
-            "fails": pa.array(decision.fails[rows]),
-            "copies": pa.array(decision.keep[rows].astype(np.int16)),
-            "domain": part.column("domain"),
-            **{name: part.column(name) for name in derived},
-        }
-        data = parquet_bytes(pa.table(columns))
-        storage.write(storage.join(folder, "decision.parquet", f"part-{number:05d}.parquet"), data)
-    high, low = uid_halves(table.column("uid").filter(pa.array(decision.keep)))
-    subset = np.empty(len(high), dtype=[("f0", "<u8"), ("f1", "<u8")])
-    subset["f0"], subset["f1"] = high, low
-    buffer = io.BytesIO()
-    np.save(buffer, subset[np.lexsort((low, high))])
-    storage.write(storage.join(folder, "subset.npy"), buffer.getvalue())
-    summary = {
-        "rows_in": table.num_rows,
-        "kept": int(decision.keep.sum()),
-        "dropped": decision.dropped,
-        "failed": decision.failed,
-        "alone": decision.alone,
-        "cuts": list(decision.cuts),
-    }
-    storage.create(storage.join(folder, "summary.json"), canonical_json(summary))
-
-
-def read_decision(out: str, fingerprint: str) -> Decision | None:
-    """Return the decision as it was written; None where that was not done."""
-    folder = storage.join(out, "select", fingerprint)
-    if not storage.exists(storage.join(folder, "summary.json")):
-        return None
-    summary = storage.read_json(storage.join(folder, "summary.json"))
-    table = _read_parts(storage.join(folder, "decision.parquet"), summary["rows_in"], ["keep", "reason", "fails"])
-    reason = np.empty(table.num_rows, dtype=object)
-    reason[:] = table.column("reason").to_pylist()
-    return Decision(
-        table.column("keep").to_numpy(zero_copy_only=False),
-        reason,
-        table.column("fails").to_numpy(),
-        tuple(Cut(**cut) for cut in summary["cuts"]),
-        summary["alone"],
-    )
-
-
-def read_derived(out: str, fingerprint: str, rows: int, names: Sequence[str]) -> pa.Table:
-    """Return derived columns of all rows, as the decision keeps them."""
-    return _read_parts(storage.join(out, "select", fingerprint, "decision.parquet"), rows, list(names))
-
-
-def parts_of(rows: int) -> list[tuple[int, int]]:
-    """Cut N rows into parts of a million."""
-    return [(first, min(rows, first + SEGMENT_ROWS)) for first in range(0, max(1, rows), SEGMENT_ROWS)]
-
-
-def _read_parts(folder: str, rows: int, columns: list[str] | None = None) -> pa.Table:
-    tables = []
-    for number in range(len(parts_of(rows))):
-        with storage.open_read(storage.join(folder, f"part-{number:05d}.parquet")) as file:
-            tables.append(pq.ParquetFile(file).read(columns=columns))
-    return pa.concat_tables(tables)
 
 
 def write_plan(out: str, fingerprint: str, planned: pa.Table) -> str:
@@ -214,7 +136,7 @@ def make_manifest(
             domains[name] = domains.get(name, 0) + count
     dropped = {**decision.dropped, **not_fetched}
     totals = Totals(
-        rows_in=len(decision.keep) + sum(not_fetched.values()),
+        rows_in=len(decision.codes) + sum(not_fetched.values()),
         kept=int(decision.keep.sum()),
         dropped=dict(sorted(dropped.items())),
         failed=decision.failed,

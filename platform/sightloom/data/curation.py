@@ -9,11 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 
 from sightloom import runtime, storage
 from sightloom.config import canonical_json
-from sightloom.data import artifacts, engine, fetch
+from sightloom.data import artifacts, decisions, engine, fetch
 from sightloom.data.dedup.duplicates import Duplicates, columns_needed, find_duplicates
 from sightloom.data.derived import blocks, derive, unlabelled
 from sightloom.data.embedding import encode_labels
@@ -26,8 +27,10 @@ from sightloom.data.report import columns_shown, write_report
 from sightloom.data.results import Clock, CurationResult, of_manifest
 from sightloom.data.scoring import Job, jobs
 from sightloom.data.segments import SEGMENT_ROWS, next_compactions, publish, write_segment
-from sightloom.data.select.choose import Decision, choose, with_counts
+from sightloom.data.select.choose import choose
 from sightloom.data.select.columns import FILE, Scored, open_scores
+from sightloom.data.select.decision import Decision
+from sightloom.data.select.rows import Rows
 from sightloom.data.shards.manifest import BuiltShard, Manifest
 from sightloom.data.shards.pack import TABLE_COLUMNS, ShardJob, build
 from sightloom.data.shards.plan import plan_shards, shard_slices
@@ -207,22 +210,14 @@ def dedup(prepared: Prepared, scored: Scored, progress: Progress) -> Duplicates:
 def select(prepared: Prepared, scored: Scored, duplicates: Duplicates, progress: Progress) -> Decision:
     """Decide about every row, once."""
     out, fingerprint = prepared.recipe.out, artifacts.fingerprints(prepared, scored.chunks)["select"]
-    decision = artifacts.read_decision(out, fingerprint)
+    decision = decisions.read_decision(out, fingerprint)
     if decision is None:
         with progress.step("select", total=scored.num_rows, unit="rows") as step:
-            table = columns_of(scored, prepared.selection.needs)
-            table, decision = choose(table, duplicates, prepared.selection)
-            artifacts.write_decision(out, fingerprint, table, decision, tuple(prepared.recipe.select.derive))
+            rows = Rows(scored.batches, scored.num_rows, prepared.selection.derive)
+            decision = choose(rows, duplicates, prepared.selection, prepared.recipe.seed)
+            decisions.write_decision(out, fingerprint, rows, decision, tuple(prepared.recipe.select.derive))
             step.advance(scored.num_rows)
     return decision
-
-
-def columns_of(scored: Scored, names: tuple[str, ...]) -> pa.Table:
-    """Read columns of all rows; `text_count` is computed where it is asked for."""
-    if COUNTED not in names:
-        return scored.read(names)
-    counted = with_counts(scored.read(["text_hash", "status", "kind"])).column(COUNTED)
-    return scored.read([name for name in names if name != COUNTED]).append_column(COUNTED, counted)
 
 
 def pack(
@@ -237,9 +232,12 @@ def pack(
     scores = (*prepared.columns_of_scores, *recipe.select.derive)
     grouped = () if recipe.pack.group_by is None or recipe.pack.group_by in PACKED else (recipe.pack.group_by,)
     kept = scored.read((*PACKED, *grouped, *prepared.columns_of_scores), decision.keep)
-    derived = artifacts.read_derived(recipe.out, fingerprints["select"], scored.num_rows, tuple(recipe.select.derive))
+    derived = decisions.read_derived(recipe.out, fingerprints["select"], scored.num_rows, tuple(recipe.select.derive))
     for name in recipe.select.derive:
         kept = kept.append_column(name, derived.column(name).filter(pa.array(decision.keep)))
+    copies = decision.copies[decision.keep]
+    if (copies > 1).any():
+        kept = kept.take(pa.array(np.repeat(np.arange(len(copies)), copies)))
     planned = plan_shards(kept, recipe.pack, recipe.seed, len(scores))
     plan_folder = artifacts.write_plan(recipe.out, fingerprints["plan"], planned)
     if replace:
@@ -283,7 +281,7 @@ def report(
     with progress.step("report"):
         derived = tuple(prepared.recipe.select.derive)
         table = scored.read(columns_shown(prepared))
-        kept = artifacts.read_derived(prepared.recipe.out, manifest.fingerprints["select"], scored.num_rows, derived)
+        kept = decisions.read_derived(prepared.recipe.out, manifest.fingerprints["select"], scored.num_rows, derived)
         for name in derived:
             table = table.append_column(name, kept.column(name))
         return write_report(prepared, scored, table, duplicates, decision, manifest, inputs.files, seconds)

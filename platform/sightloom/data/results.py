@@ -9,8 +9,8 @@ from typing import Any
 from sightloom.data.dedup.duplicates import Duplicates, counts
 from sightloom.data.fetch import Inputs
 from sightloom.data.measure import INTERNAL
-from sightloom.data.select.choose import Decision
 from sightloom.data.select.columns import Scored
+from sightloom.data.select.decision import Decision
 from sightloom.data.shards.manifest import Manifest
 from sightloom.data.sources.records import OK
 

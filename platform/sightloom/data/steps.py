@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from sightloom import runtime
-from sightloom.data import artifacts, fetch
+from sightloom.data import artifacts, decisions, fetch
 from sightloom.data.curation import Settings, dedup, fetch_urls, pack, report, score_missing, scored_rows, select
 from sightloom.data.dedup.duplicates import Duplicates
 from sightloom.data.fetch import Inputs
@@ -15,8 +15,8 @@ from sightloom.data.prepare import Prepared, open_out, prepare, refuse_other
 from sightloom.data.recipe import Recipe
 from sightloom.data.results import Clock, CurationResult, StepResult, of_decision, of_manifest, of_scored
 from sightloom.data.scoring import jobs
-from sightloom.data.select.choose import Decision
 from sightloom.data.select.columns import Scored
+from sightloom.data.select.decision import Decision
 from sightloom.errors import SightloomError, UserMistake
 from sightloom.progress import Progress
 
@@ -115,5 +115,5 @@ def _duplicates(prepared: Prepared, scored: Scored, name: str) -> Duplicates:
 
 
 def _decision(prepared: Prepared, scored: Scored, name: str) -> Decision:
-    found = _reader(prepared, scored, "select", artifacts.read_decision)
+    found = _reader(prepared, scored, "select", decisions.read_decision)
     return _given(found, "nothing is selected yet", "select", name)

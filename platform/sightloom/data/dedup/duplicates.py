@@ -32,6 +32,12 @@ class Duplicates:
     reasons: tuple[str, ...]
     winners: Indexes
 
+    def coded(self, first: int, last: int) -> tuple[Indexes, tuple[str, ...], Indexes]:
+        """Return the losers among the rows `first` to `last`: rows, the reasons there are, and each row's number."""
+        low, high = np.searchsorted(self.rows, [first, last])
+        encoded = pa.array(self.reasons[low:high], pa.string()).dictionary_encode()
+        return self.rows[low:high], tuple(encoded.dictionary.to_pylist()), encoded.indices.to_numpy().astype(np.int64)
+
     def table(self, uids: pa.Array) -> pa.Table:
         """Return the losers as the table that is stored, by row."""
         methods = ["perceptual" if reason == "dup_near" else "exact" for reason in self.reasons]
@@ -98,8 +104,9 @@ def numbers(table: pa.Table, name: str) -> npt.NDArray[np.float64]:
 
 def uid_halves(uids: pa.ChunkedArray | pa.Array) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]]:
     """Return the uids [N] as two big-endian 64-bit halves, so that numbers sort as the bytes do."""
-    halves = np.frombuffer(b"".join(uids.to_pylist()), dtype=">u8").reshape(-1, 2).astype(np.uint64)
-    return halves[:, 0], halves[:, 1]
+    whole = uids.combine_chunks() if isinstance(uids, pa.ChunkedArray) else uids
+    raw = np.frombuffer(whole.buffers()[1], dtype=">u8", count=2 * (whole.offset + len(whole)))[2 * whole.offset :]
+    return raw[0::2].astype(np.uint64), raw[1::2].astype(np.uint64)
 
 
 def _codes(table: pa.Table, name: str) -> npt.NDArray[np.int64]:

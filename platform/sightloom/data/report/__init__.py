@@ -16,8 +16,8 @@ from sightloom.data.prepare import Prepared
 from sightloom.data.report.cuts import rule_cuts, tops_alone
 from sightloom.data.report.gallery import Gallery, pictures
 from sightloom.data.report.page import render
-from sightloom.data.select.choose import Decision
 from sightloom.data.select.columns import FILE, Scored, mean_separation
+from sightloom.data.select.decision import Decision
 from sightloom.data.shards.manifest import Manifest
 from sightloom.data.sources.chunks import SourceFile
 

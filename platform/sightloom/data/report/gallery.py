@@ -14,8 +14,8 @@ from PIL import Image
 
 from sightloom.data.decode import Undecodable, decode
 from sightloom.data.dedup.duplicates import Duplicates, numbers
-from sightloom.data.select.choose import Decision
 from sightloom.data.select.columns import Scored
+from sightloom.data.select.decision import Decision
 from sightloom.data.signals.config import DecodeLimits
 from sightloom.data.sources.chunks import SourceFile, read_positions
 from sightloom.errors import SightloomError

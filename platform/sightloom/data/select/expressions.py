@@ -72,15 +72,17 @@ FUNCTIONS: dict[str, tuple[int, int, Callable[..., Value]]] = {  # name: (fewest
     "quantile": (2, 2, _quantile),
     "matches": (2, 2, lambda column, pattern: pc.match_substring_regex(column, pattern.as_py())),
 }
+OVER_ALL = frozenset({"z", "quantile"})  # their values depend on all rows
 
 
 @dataclass(frozen=True)
 class Expression:
-    """A checked expression: its text, the columns that it needs, and how to compute it."""
+    """A checked expression: its text, the columns that it needs, how to compute it, and whether it needs all rows."""
 
     text: str
     columns: tuple[str, ...]
     node: Node
+    whole: bool = False
 
     def __call__(self, table: pa.Table) -> pa.Array:
         """Return one value a row of `table` [N]; a boolean result has its nulls made false.
@@ -102,7 +104,10 @@ class Expression:
 
     def mask(self, table: pa.Table) -> pa.BooleanArray:
         """Return the rows for which the expression is true [N]; UserMistake if it is not a yes-or-no question."""
-        value = self(table)
+        return self.as_mask(self(table))
+
+    def as_mask(self, value: pa.Array) -> pa.BooleanArray:
+        """Return a value of this expression as an answer; UserMistake if it is not a yes-or-no question."""
         if not pa.types.is_boolean(value.type):
             raise UserMistake(
                 f"`{self.text}` gives {value.type}, not true or false", "write a comparison, such as `width >= 200`"
@@ -124,7 +129,7 @@ def compile_expression(text: str, available: Sequence[str]) -> Expression:
         raise UserMistake(f"`{text[:200]}` is not an expression: {reason}", "see select.rules in a recipe") from error
     compiler = _Compiler(text, available)
     node = compiler.node(tree, 0)
-    return Expression(text, tuple(sorted(compiler.columns)), node)
+    return Expression(text, tuple(sorted(compiler.columns)), node, compiler.whole)
 
 
 class _Compiler:
@@ -134,6 +139,7 @@ class _Compiler:
         self.text = text
         self.available = available
         self.columns: set[str] = set()
+        self.whole = False
 
     def refuse(self, what: str) -> NoReturn:
         """Raise the mistake that `what` is not part of an expression."""
@@ -231,6 +237,7 @@ class _Compiler:
         if not fewest <= len(args) <= most:
             raise UserMistake(f"`{self.text[:200]}`: {name} takes {fewest} to {most} arguments, got {len(args)}")
         nodes = [self.node(arg, depth + 1) for arg in args]
+        self.whole |= name in OVER_ALL
         if name in ("quantile", "matches"):
             literal = args[1]
             if not isinstance(literal, ast.Constant):
