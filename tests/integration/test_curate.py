@@ -162,35 +162,6 @@ def test_a_corpus_becomes_shards_once_and_again_the_same(tmp_path: Path, tiny_cl
     assert {name: now[name] for name in now if name.startswith("scores/")} == scores  # nothing was scored again
 
 
-@pytest.mark.long
-def test_more_scorers_and_another_order_of_listing_give_the_same_bytes(
-    tmp_path: Path, tiny_clip: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    raw = str(tmp_path / "raw")
-    put_raw(raw)
-    expected = read_manifest(curate(recipe(raw, str(tmp_path / "one"), tiny_clip), NullProgress()).manifest)
-    ordered = storage.listing
-    monkeypatch.setattr(storage, "listing", lambda pattern: ordered(pattern)[::-1])
-    clip = [{"name": "tiny", "model": f"local-dir:{tiny_clip}"}]
-    workers = {"scorers": 2, "threads": 2}
-    many = recipe(raw, str(tmp_path / "two"), tiny_clip, score={"chunk_rows": 32, "clip": clip, "workers": workers})
-    found = read_manifest(curate(many, NullProgress()).manifest)
-    assert found.digest == expected.digest
-    assert [shard.sha256 for shard in found.shards] == [shard.sha256 for shard in expected.shards]
-
-
-def test_renamed_files_hold_the_same_uids_and_the_same_of_them_stay(tmp_path: Path) -> None:
-    first, second = tmp_path / "first", tmp_path / "elsewhere" / "second"
-    put_raw(str(first))
-    put_raw(str(second))
-    for number, name in ((0, "pairs-z"), (1, "pairs-a")):
-        (second / f"pairs-{number}.tar").rename(second / f"{name}.tar")
-    results = [curate(recipe(str(raw), str(raw / "out")), NullProgress()) for raw in (first, second)]
-    assert results[0].dropped == results[1].dropped and results[0].kept == results[1].kept
-    subsets = [next((raw / "out").glob("select/*/subset.npy")).read_bytes() for raw in (first, second)]
-    assert subsets[0] == subsets[1]
-
-
 def test_a_lost_commit_is_scored_again_and_a_lost_shard_is_packed_again(tmp_path: Path) -> None:
     raw = str(tmp_path / "raw")
     put_raw(raw)
@@ -229,24 +200,11 @@ def test_bad_input_is_a_clear_mistake_and_leaves_nothing_that_looks_whole(tmp_pa
     assert result.dropped["tar_truncated"] == 1
 
 
-class Totals(NullProgress):
-    """Keeps what each step said of its total."""
-
-    def __init__(self) -> None:
-        self.of: dict[str, float | None] = {}
-
-    def step(self, name: str, total: float | None = None, unit: str = "") -> Any:
-        self.of[name] = total
-        return super().step(name, total, unit)
-
-
 def test_nothing_kept_is_an_empty_manifest_that_says_why(tmp_path: Path) -> None:
     raw = str(tmp_path / "raw")
     put_raw(raw)
     rules = {"select": {"rules": {"huge": "width > 5000"}}}
-    totals = Totals()
-    result = curate(recipe(raw, str(tmp_path / "out"), **rules), totals)
-    assert abs(totals.of["score"] - 180) <= 18 and totals.of["select"] == 180  # type: ignore[operator]
+    result = curate(recipe(raw, str(tmp_path / "out"), **rules), NullProgress())
     assert (result.kept, result.shards) == (0, 0) and result.dropped["huge"] > 100
     with pytest.raises(UserMistake, match="lists no shards"):
         read_table(read_manifest(result.manifest))
