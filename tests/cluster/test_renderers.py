@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 import yaml
 from ray.serve.schema import ServeDeploySchema
+from typer.testing import CliRunner
 
+from sightloom.cli import cli
 from sightloom.cluster.jobspec import JobSpec
 from sightloom.cluster.renderers import TARGETS, Placed, render
 from sightloom.cluster.renderers.kuberay import RAY_VERSION
@@ -125,6 +127,16 @@ def test_what_a_target_has_no_word_for_is_an_error(
 def test_a_rayservice_takes_only_what_it_can_do(argv: list[str], said: str) -> None:
     with pytest.raises(UserMistake, match=said):
         render(JobSpec(name="s", kind="serve", argv=tuple(argv)), "rayservice", PLACED)
+
+
+def test_the_verb_prints_the_manifest_as_it_is_however_narrow_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(GOLDEN.parent.parent.parent)
+    monkeypatch.setenv("COLUMNS", "40")
+    words = ["render", "jobs/train.yaml", "--to", "rayjob", "--set", "code.mode=image"]
+    shown = CliRunner().invoke(cli, words)
+    assert shown.exit_code == 0, shown.output
+    assert shown.stdout == json.loads(CliRunner().invoke(cli, [*words, "--json"]).stdout)["text"]
+    assert yaml.safe_load(shown.stdout)["kind"] == "RayJob"
 
 
 if __name__ == "__main__":

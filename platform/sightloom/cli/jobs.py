@@ -95,7 +95,7 @@ def render_verb(
     spec = read_job(job, overrides)
     placed = Placed(working_dir or spec.code.working_dir, tuple(py_module or spec.code.py_modules), image, claim)
     text = render(spec, to, _packed(spec, placed) if to == "ray-jobs" else placed)
-    console.emit({"target": to, "text": text}, as_json, lambda page: page.print(text, end="", markup=False))
+    console.emit({"target": to, "text": text}, as_json, lambda page: page.out(text, end="", highlight=False))
 
 
 def package_verb(

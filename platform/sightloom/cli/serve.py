@@ -63,7 +63,7 @@ def register(app: typer.Typer) -> None:
         if on == "process":
             serve_here(folder, model, version, port, host, endpoint, settings, announce)
             return
-        owned = runtime.connect(ray)
+        owned = runtime.connect(ray) and ray == runtime.LOCAL
         try:
             announce(deploy(folder, model, version, port, host, endpoint, settings))
             ended = threading.Event()
@@ -71,7 +71,7 @@ def register(app: typer.Typer) -> None:
                 signal.signal(number, lambda *_: ended.set())
             ended.wait()
         finally:
-            shutdown(ray_ends=owned and ray == runtime.LOCAL)
+            shutdown(ray_ends=owned)
             runtime.disconnect()
 
 

@@ -21,7 +21,7 @@ from sightloom.data.embedding import encode_labels
 from sightloom.data.estimate import estimate_rows, rows_left
 from sightloom.data.fetch import Inputs
 from sightloom.data.ledger import committed
-from sightloom.data.prepare import COUNTED, MANIFEST, Prepared, open_out, prepare, refuse_other, source_files
+from sightloom.data.prepare import MANIFEST, Prepared, open_out, prepare, refuse_other, source_files
 from sightloom.data.recipe import Recipe
 from sightloom.data.report import columns_shown, write_report
 from sightloom.data.results import Clock, CurationResult, of_manifest
