@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from sightloom import runtime, storage
 from sightloom.config import canonical_json
-from sightloom.data import artifacts, decisions, engine, fetch
+from sightloom.data import artifacts, decisions, engine, fetch, lineage
 from sightloom.data.dedup.duplicates import Duplicates, columns_needed, find_duplicates
 from sightloom.data.derived import blocks, derive, unlabelled
 from sightloom.data.embedding import encode_labels
@@ -99,7 +99,7 @@ def curate(
     clock.lap("report")
     result = of_manifest(manifest, page, clock)
     if tracker is not None:
-        artifacts.track(tracker, prepared, manifest, result.to_json(), page)
+        lineage.track(tracker, prepared, manifest, result.to_json(), page)
     return result
 
 
@@ -261,7 +261,7 @@ def pack(
             step.advance()
     shards = [BuiltShard.model_validate(commit) for commit in built.values()]
     files = artifacts.write_foreign(folder, shards)
-    manifest = artifacts.make_manifest(prepared, inputs, decision, fingerprints, shards, files)
+    manifest = lineage.make_manifest(prepared, inputs, decision, fingerprints, shards, files)
     artifacts.delete_strangers(folder, manifest)
     storage.write(manifest.uri, canonical_json(manifest))
     return manifest

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from sightloom import storage
 from sightloom.config import digest
-from sightloom.data import artifacts, engine, fetch
+from sightloom.data import artifacts, engine, fetch, lineage
 from sightloom.data.curation import compact, dedup, derive_missing, report, scored_rows, select
 from sightloom.data.fetch import Inputs
 from sightloom.data.fetch.lists import url_lists
@@ -145,7 +145,7 @@ def _judge(prepared: Prepared, inputs: Inputs, html: str | None) -> _Found:
     kept = scored.read(["payload_bytes"], decision.keep).column("payload_bytes")
     if html is not None:
         prints = artifacts.fingerprints(prepared, scored.chunks)
-        manifest = artifacts.make_manifest(prepared, inputs, decision, prints, [], ())
+        manifest = lineage.make_manifest(prepared, inputs, decision, prints, [], ())
         page = report(prepared, inputs, scored, duplicates, decision, manifest, {}, silent)
         storage.write(html, storage.read_bytes(page))
     usable = scored.status.get("ok", 0)
