@@ -117,7 +117,8 @@ def _copies(duplicates: Duplicates) -> list[_Wanted]:
         notes: list[str] = []
         losers = [number for number, why in enumerate(duplicates.reasons) if why == reason][:PER_REASON]
         for number in losers:
-            rows += [int(duplicates.winners[number]), int(duplicates.rows[number])]
+            pair = (int(duplicates.winners[number]), int(duplicates.rows[number]))
+            rows += [row for row in pair if row >= 0]  # an evaluation set's own picture is not at hand
             notes += ["stays", "its copy, dropped"]
         parts.append(_Wanted(f"copies: {reason}", None, rows, notes))
     return parts
