@@ -118,8 +118,9 @@ def _copies(duplicates: Duplicates) -> list[_Wanted]:
         losers = [number for number, why in enumerate(duplicates.reasons) if why == reason][:PER_REASON]
         for number in losers:
             pair = (int(duplicates.winners[number]), int(duplicates.rows[number]))
-            rows += [row for row in pair if row >= 0]  # an evaluation set's own picture is not at hand
-            notes += ["stays", "its copy, dropped"]
+            shown = [(row, note) for row, note in zip(pair, ("stays", "its copy, dropped"), strict=True) if row >= 0]
+            rows += [row for row, _ in shown]  # the picture of an evaluation set is not at hand
+            notes += [note for _, note in shown]
         parts.append(_Wanted(f"copies: {reason}", None, rows, notes))
     return parts
 
