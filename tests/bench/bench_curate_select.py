@@ -71,13 +71,10 @@ def main() -> None:
 
 
 def _recipe(folder: Path) -> Recipe:
-    domains = [
-        {"kind": "webdataset", "uri": f"{folder}/raw/{domain}-*.tar", "domain": domain}
-        for domain in DOMAINS
-    ]  # fmt: skip
+    source = [{"kind": "webdataset", "uri": f"{folder}/raw/*.tar"}]
     rules = {"small": "min(width, height) >= 200", "few_words": "text_words > 2"}
     top = [{"by": "sharpness", "fraction": 0.3, "per": "domain"}]
-    given = {"name": "select", "out": f"{folder}/out", "source": domains, "select": {"rules": rules, "top": top}}
+    given = {"name": "select", "out": f"{folder}/out", "source": source, "select": {"rules": rules, "top": top}}
     return validate(Recipe, given, "bench")
 
 
@@ -85,7 +82,7 @@ def _write_scores(folder: Path, rows: int) -> None:
     """Write empty sources, their commits and the segments of the base group, a segment at a time."""
     (folder / "raw").mkdir()
     for number in range(-(-rows // SEGMENT_ROWS)):
-        (folder / f"raw/{DOMAINS[number % len(DOMAINS)]}-{number:05d}.tar").touch()
+        (folder / f"raw/{number:05d}.tar").touch()
     prepared = prepare(_recipe(folder), False)
     open_out(prepared, False)
     group = Path(prepared.plan.base.folder)
