@@ -29,7 +29,9 @@ def fingerprints(prepared: Prepared, chunks: Sequence[str]) -> dict[str, Any]:
     """Name each step's artifacts by all that decides their content."""
     recipe = prepared.recipe
     scores = {group.name: group.fingerprint for group in prepared.groups}
-    dedup = digest({"scores": scores, "chunks": sorted(chunks), "config": recipe.dedup})[:12]
+    evaluation = [[one.name, one.base.fingerprint, one.chunks, sorted(one.scorers)] for one in prepared.references]
+    more = {"references": evaluation} if evaluation else {}
+    dedup = digest({"scores": scores, "chunks": sorted(chunks), "config": recipe.dedup, **more})[:12]
     seeded = {"seed": recipe.seed} if recipe.select.sample is not None else {}
     select = digest({"dedup": dedup, "config": recipe.select, **seeded})[:12]
     plan = digest({"select": select, "config": recipe.pack, "name": recipe.name, "seed": recipe.seed})[:12]

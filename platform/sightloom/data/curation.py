@@ -6,6 +6,7 @@ the manifest is written last. Killed anywhere, the same command goes on and ends
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +16,11 @@ import pyarrow as pa
 from sightloom import runtime, storage
 from sightloom.config import canonical_json
 from sightloom.data import artifacts, decisions, engine, fetch, lineage
-from sightloom.data.dedup.duplicates import Duplicates, columns_needed, find_duplicates
+from sightloom.data.dedup.duplicates import Duplicates, columns_needed
+from sightloom.data.dedup.find import comparable, find_all
 from sightloom.data.derived import blocks, derive, unlabelled
 from sightloom.data.embedding import encode_labels
+from sightloom.data.embeddings import open_embeddings
 from sightloom.data.estimate import estimate_rows, rows_left
 from sightloom.data.fetch import Inputs
 from sightloom.data.ledger import committed
@@ -201,7 +204,9 @@ def dedup(prepared: Prepared, scored: Scored, progress: Progress) -> Duplicates:
     if found is None:
         with progress.step("dedup", total=scored.num_rows, unit="rows") as step:
             config = prepared.recipe.dedup
-            found = find_duplicates(scored.read(columns_needed(config)), config)
+            stored = [(spec.column, spec.identity()) for spec in prepared.specs if spec.scorer.embeddings]
+            table, opened = scored.read(columns_needed(config)), functools.partial(open_embeddings, scored)
+            found = find_all(table, config, opened, prepared.references, comparable(stored))
             artifacts.write_duplicates(out, fingerprint, scored, found)
             step.advance(scored.num_rows)
     return found

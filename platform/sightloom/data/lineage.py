@@ -63,6 +63,10 @@ def make_manifest(
         shards=shards,
         totals=totals,
         columns=_columns(prepared),
+        decontaminated=tuple(
+            {"name": one.name, "removed": decision.dropped.get(f"eval_overlap_{one.name}", 0)}
+            for one in prepared.references
+        ),
         scorers=tuple(_scorers(prepared)),
         sources=tuple(sources),
         fingerprints=fingerprint,

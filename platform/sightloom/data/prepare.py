@@ -10,7 +10,9 @@ from typing import Any
 
 from sightloom import storage
 from sightloom.config import digest, flatten
+from sightloom.data.dedup.overlap import Reference, open_reference
 from sightloom.data.derived import Derived, resolve_derived
+from sightloom.data.embeddings import require_embeddings
 from sightloom.data.ledger import Group
 from sightloom.data.measure import COLUMNS, VERSION
 from sightloom.data.recipe import Recipe, jsonable
@@ -39,6 +41,7 @@ class Prepared:
     selection: Compiled
     base_config: dict[str, Any]
     derived: tuple[Derived, ...]
+    references: tuple[Reference, ...] = ()
 
     @property
     def groups(self) -> tuple[Group, ...]:
@@ -101,7 +104,10 @@ def prepare(recipe: Recipe, replace: bool) -> Prepared:
     taken = [*COLUMNS, COUNTED, *(f"src_{name}" for name in keep), *(spec.column for spec in specs)]
     derived = resolve_derived(recipe.out, recipe.score, specs, clips, taken)
     selection = compile_selection(recipe.select, [*taken, *_score_columns((), derived)])
-    prepared = Prepared(recipe, identity, specs, plan, selection, base_config, derived)
+    if recipe.dedup.semantic is not None:
+        require_embeddings("dedup.semantic", recipe.dedup.semantic.scorer, specs)
+    references = tuple(open_reference(one.name, one.scores) for one in recipe.dedup.decontaminate)
+    prepared = Prepared(recipe, identity, specs, plan, selection, base_config, derived, references)
     preferred = recipe.dedup.prefer
     if preferred is not None and preferred not in prepared.columns:
         raise UserMistake(f"dedup.prefer names no column '{preferred}'", f"have: {', '.join(sorted(prepared.columns))}")
@@ -231,6 +237,8 @@ def _absolute(recipe: Recipe) -> Recipe:
     for scorer in data["score"]["clip"]:
         if scorer["model"].startswith(LOCAL):
             scorer["model"] = LOCAL + _path(scorer["model"].removeprefix(LOCAL))
+    for one in data["dedup"]["decontaminate"]:
+        one["scores"] = _path(one["scores"])
     for head in data["score"]["heads"]:
         head["weights"] = _path(head["weights"])
     return Recipe.model_validate(data)

@@ -15,22 +15,31 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sightloom.data.dedup.config import DedupConfig
-from sightloom.data.dedup.perceptual import Hashes, near_pairs
+from sightloom.data.dedup.perceptual import MAX_FLATNESS, Hashes, near_pairs
 from sightloom.errors import UserMistake
 
-MAX_FLATNESS = 0.9  # nearly empty pictures all look alike to a hash
 Mask = npt.NDArray[np.bool_]
 Indexes = npt.NDArray[np.int64]
 SCHEMA = pa.schema([("row", pa.int64()), ("method", pa.string()), ("reason", pa.string()), ("of", pa.binary(16))])
+OVERLAP = ["text", "sha256", "flatness", "phash", "phash256", "thumb"]  # what evaluation sets are compared by
+METHODS = {"dup_pair": "exact", "dup_image": "exact", "dup_near": "perceptual", "dup_semantic": "semantic"}
 
 
 @dataclass(frozen=True)
 class Duplicates:
-    """The losers: row, the reason, and the row that stays in its place."""
+    """The losers: row, ascending, the reason, and the row that stays in its place (-1: one of an evaluation set)."""
 
     rows: Indexes
     reasons: tuple[str, ...]
     winners: Indexes
+
+    def joined(self, rows: Indexes, reasons: tuple[str, ...], winners: Indexes) -> Duplicates:
+        """Return these losers and others together."""
+        every = np.concatenate([self.rows, rows])
+        order = np.argsort(every)
+        names = (*self.reasons, *reasons)
+        return Duplicates(every[order], tuple(names[place] for place in order),
+                          np.concatenate([self.winners, winners])[order])  # fmt: skip
 
     def coded(self, first: int, last: int) -> tuple[Indexes, tuple[str, ...], Indexes]:
         """Return the losers among the rows `first` to `last`: rows, the reasons there are, and each row's number."""
@@ -40,14 +49,15 @@ class Duplicates:
 
     def table(self, uids: pa.Array) -> pa.Table:
         """Return the losers as the table that is stored, by row."""
-        methods = ["perceptual" if reason == "dup_near" else "exact" for reason in self.reasons]
-        columns = [self.rows, methods, list(self.reasons), uids.take(pa.array(self.winners))]
+        methods = [METHODS.get(reason, "overlap") for reason in self.reasons]
+        columns = [self.rows, methods, list(self.reasons), uids.take(pa.array(self.winners, mask=self.winners < 0))]
         return pa.Table.from_arrays([pa.array(c) for c in columns], schema=SCHEMA)
 
 
-def find_duplicates(table: pa.Table, config: DedupConfig) -> Duplicates:
-    """Find the duplicates among rows [N] with status ok."""
+def find_duplicates(table: pa.Table, config: DedupConfig, among: Mask | None = None) -> Duplicates:
+    """Find the exact and near duplicates among rows [N] with status ok, and true in `among` [N] if it is given."""
     ok = mask_of(pc.equal(table.column("status"), "ok"))
+    ok = ok if among is None else ok & among
     pairs = mask_of(pc.equal(table.column("kind"), "pair"))
     rank = priorities(table, config.prefer)
     winner_of = np.full(table.num_rows, -1, np.int64)
@@ -70,6 +80,7 @@ def columns_needed(config: DedupConfig) -> tuple[str, ...]:
     names = ["uid", "status", "kind", "src", "src_pos", "width", "height"]
     names += ["sha256"] if config.exact else []
     names += ["flatness", "phash", "phash256", "thumb"] if config.perceptual is not None else []
+    names += OVERLAP if config.decontaminate else []
     names += [config.prefer] if config.prefer is not None else []
     return tuple(dict.fromkeys(names))
 

@@ -15,6 +15,7 @@ import pyarrow as pa
 BLOCKS = (11, 11, 11, 11, 10, 10)  # two equal ones of six: any hashes within 4 bits of each other share such a pair
 MAX_FINE_BITS = 16
 MAX_THUMB = 8
+MAX_FLATNESS = 0.9  # nearly empty pictures all look alike to a hash
 MAX_BUCKET = 1000  # rows of a larger bucket are compared with its best 1,000
 CROSS_ROWS = 2_000_000
 Indexes = npt.NDArray[np.int64]

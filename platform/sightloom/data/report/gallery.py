@@ -126,6 +126,10 @@ def _copies(duplicates: Duplicates) -> list[_Wanted]:
         rows: list[int] = []
         notes: list[str] = []
         for number, (winner, losers) in enumerate(groups.items(), 1):
+            if winner < 0:  # the picture of an evaluation set is not at hand
+                rows += losers[:PER_REASON]
+                notes += ["a copy of an evaluation set's, dropped"] * len(losers[:PER_REASON])
+                continue
             shown = losers[:COPIES]
             more = f" ({len(losers)} copies)" if len(losers) > COPIES else ""
             rows += [winner, *shown]
