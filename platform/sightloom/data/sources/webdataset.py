@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from sightloom import storage
 from sightloom.data.sources.records import RawRecord, assemble, find
-from sightloom.data.sources.tarstream import BrokenTar, Member, read_members
+from sightloom.data.sources.tarstream import BrokenTar, Member, members_of, read_members
 
 IMAGES = frozenset({"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff"})
 TEXTS = frozenset({"txt", "json"})
@@ -96,7 +96,7 @@ def read_range(uri: str, offset: int, size: int, pos: int, fields: dict[str, str
 
 def parse_range(data: bytes | memoryview, pos: int, fields: dict[str, str]) -> RawRecord:
     """Return the one record whose members fill `data`."""
-    members = list(read_members(io.BytesIO(data), _wanted, True))
+    members = members_of(memoryview(data), _wanted) or list(read_members(io.BytesIO(data), _wanted, True))
     return parse_group(pos, members, fields, addressable=True)
 
 
