@@ -75,7 +75,8 @@ def peek(uri: str) -> float | None:
     """Return the bytes that a record takes at the beginning of a plain tar; None where that shows no whole record."""
     data = storage.read_bytes(uri, 0, PEEK_BYTES)
     starts: list[int] = []
-    key = end = None
+    key: str | None = None
+    end: int | None = None
     try:
         for member in read_members(io.BytesIO(data), lambda name, size: False):
             if _split(member.name)[0] != key:
