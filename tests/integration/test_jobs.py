@@ -23,7 +23,7 @@ from sightloom.cluster.client import JobsApi
 from sightloom.cluster.clusters import Cluster
 from sightloom.cluster.jobspec import JobSpec
 from sightloom.cluster.submit import retry, run, submit
-from sightloom.errors import UserMistake
+from sightloom.errors import SightloomError, UserMistake
 from sightloom.progress import NullProgress
 
 ROOT = Path(__file__).parent.parent.parent
@@ -108,7 +108,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
             try:
                 if api.totals():
                     break
-            except (UserMistake, Exception):  # noqa: BLE001 - it is starting
+            except (SightloomError, KeyError):  # it is starting
                 assert time.monotonic() < until and process.poll() is None, (folder / "head.log").read_text()
             time.sleep(0.2)
         yield Head(api, address, token, checkout, folder)
