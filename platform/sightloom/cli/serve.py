@@ -62,7 +62,7 @@ def register(app: typer.Typer) -> None:
         if on == "process":
             serve_here(folder, model, version, port, host, endpoint, settings, announce)
             return
-        runtime.connect(runtime.LOCAL)
+        owned = runtime.connect(runtime.LOCAL)
         try:
             announce(deploy(folder, model, version, port, host, endpoint, settings))
             ended = threading.Event()
@@ -70,7 +70,7 @@ def register(app: typer.Typer) -> None:
                 signal.signal(number, lambda *_: ended.set())
             ended.wait()
         finally:
-            shutdown()
+            shutdown(ray_ends=owned)
             runtime.disconnect()
 
 

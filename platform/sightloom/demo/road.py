@@ -82,7 +82,7 @@ def run_demo(out: Path, seed: int, quick: bool, port: int, progress: Progress) -
     numbers = settings(seed, quick)
     deploy.check_port("127.0.0.1", port)
     road = _Road(out.absolute(), numbers, progress)
-    with _ray():
+    with _ray() as owned:
         with progress.step("demo", total=len(_NAMES), unit="steps") as whole:
             done: dict[str, Result] = {}
             for name, work in road.steps(done):
@@ -94,15 +94,15 @@ def run_demo(out: Path, seed: int, quick: bool, port: int, progress: Progress) -
         try:
             yield road.summary(done, address, answers)
         finally:
-            deploy.shutdown()
+            deploy.shutdown(ray_ends=owned)
 
 
 @contextlib.contextmanager
-def _ray() -> Iterator[None]:
-    """A Ray for the time of the demo; one that is there already stays."""
+def _ray() -> Iterator[bool]:
+    """A Ray for the time of the demo; one that is there already stays. Yields whether it ends with the demo."""
     owned = runtime.connect(runtime.LOCAL)
     try:
-        yield
+        yield owned
     finally:
         if owned:
             runtime.disconnect()

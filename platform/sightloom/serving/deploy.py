@@ -140,9 +140,18 @@ def deploy(
     return Deployment(address, name, version, digest, {part: round(took, 2) for part, took in seconds.items()})
 
 
-def shutdown() -> None:
-    """End Serve on this cluster: apps, proxies, controller. Ray itself stays."""
-    serve.shutdown()
+def shutdown(ray_ends: bool = False) -> None:
+    """End Serve on this cluster: apps, proxies, controller.
+
+    Args:
+        ray_ends: the caller ends this Ray next. The apps are stopped, and controller and proxies end with Ray: Serve's
+            own shutdown kills the controller inside a call, which Ray then prints as one that failed.
+    """
+    if not ray_ends:
+        serve.shutdown()
+        return
+    for name in serve.status().applications:
+        serve.delete(name)
 
 
 def check_port(host: str, port: int) -> None:
