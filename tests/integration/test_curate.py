@@ -206,7 +206,12 @@ def test_nothing_of_another_plan_is_taken_for_ones_own(tmp_path: Path) -> None:
 def test_a_whole_run_makes_series_of_reencoded_shards(tmp_path: Path) -> None:
     raw = str(tmp_path / "raw")
     put_raw(raw)
-    pack = {"max_samples": 30, "group_by": "domain", "multiple_of": 2, "image": {"max_side": 24, "format": "webp"}}
+    pack = {
+        "max_samples": 30,
+        "group_by": "domain",
+        "multiple_of": 2,
+        "image": {"max_side": 24, "format": "webp", "quality": 50},
+    }
     result = curate(recipe(raw, str(tmp_path / "out"), pack=pack), NullProgress())
     check_sums(result)
     manifest = read_manifest(result.manifest)
