@@ -48,8 +48,8 @@ class Reference:
 
 def open_reference(name: str, scores: str) -> Reference:
     """Open a scores folder (`OUT/scores`); UserMistake where it holds no compacted base columns, or several."""
-    folders = storage.names(scores) if storage.exists(scores) else []
-    bases = sorted(folder.strip("/") for folder in folders if folder.startswith("base-"))
+    folders = _groups(scores)
+    bases = [folder for folder in folders if folder.startswith("base-")]
     if len(bases) != 1:
         raise UserMistake(
             f"evaluation set '{name}': '{scores}' holds {len(bases)} groups of base columns, not one",
@@ -60,12 +60,21 @@ def open_reference(name: str, scores: str) -> Reference:
     if not chunks:
         raise UserMistake(f"evaluation set '{name}': nothing is scored in '{scores}'", "run `sightloom score` on it")
     scorers: dict[str, Group] = {}
-    for folder in sorted(name.strip("/") for name in folders):
+    for folder in folders:
         if folder.startswith("clip_") and folder.endswith("-emb"):
             config = storage.read_json(storage.join(scores, folder, "group.json"))["config"]
             own, _, fingerprint = folder.removesuffix("-emb").rpartition("-")
             scorers[embedding_key(config)] = Group(own, fingerprint, storage.join(scores, folder))
     return Reference(name, base, scorers, chunks)
+
+
+def _groups(scores: str) -> list[str]:
+    """Return the names of the groups' folders, sorted."""
+    try:
+        found = storage.listing(storage.join(scores, "*", "group.json"))
+        return sorted(info.uri.rsplit("/", 2)[-2] for info in found)
+    except UserMistake:
+        return []  # nothing there
 
 
 def embedding_key(config: dict[str, object]) -> str:
