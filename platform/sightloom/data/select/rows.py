@@ -59,7 +59,7 @@ class Rows:
         """Return the rows of a table at hand, `batch` at a time."""
 
         def read(names: Sequence[str]) -> Iterator[pa.Table]:
-            for start in range(0, table.num_rows, batch):
+            for start in range(0, max(1, table.num_rows), batch):
                 yield table.select(list(names)).slice(start, batch)
 
         return cls(read, table.num_rows, derive)
@@ -120,9 +120,9 @@ class Rows:
 
 
 def _small(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
-    """Yield the same rows in tables of at most `MOST`."""
+    """Yield the same rows in tables of at most `MOST`; an empty table is one, for its columns."""
     for table in tables:
-        for start in range(0, table.num_rows, MOST):
+        for start in range(0, max(1, table.num_rows), MOST):
             yield table.slice(start, MOST)
 
 
