@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from sightloom.data.dedup.config import DedupConfig
-from sightloom.data.dedup.duplicates import find_duplicates
+from sightloom.data.dedup.find import find_duplicates
 from sightloom.data.dedup.perceptual import Hashes, near_pairs
 from sightloom.data.measure import measure
 from sightloom.data.signals.config import DecodeLimits

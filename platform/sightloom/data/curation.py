@@ -15,9 +15,11 @@ import pyarrow as pa
 from sightloom import runtime, storage
 from sightloom.config import canonical_json
 from sightloom.data import artifacts, decisions, engine, fetch, lineage
-from sightloom.data.dedup.duplicates import Duplicates, columns_needed, find_duplicates
+from sightloom.data.dedup.duplicates import Duplicates
+from sightloom.data.dedup.find import columns_needed, find_duplicates
 from sightloom.data.derived import blocks, derive, unlabelled
 from sightloom.data.embedding import encode_labels
+from sightloom.data.embeddings import open_embeddings
 from sightloom.data.estimate import estimate_rows, rows_left
 from sightloom.data.fetch import Inputs
 from sightloom.data.ledger import committed
@@ -201,7 +203,8 @@ def dedup(prepared: Prepared, scored: Scored, progress: Progress) -> Duplicates:
     if found is None:
         with progress.step("dedup", total=scored.num_rows, unit="rows") as step:
             config = prepared.recipe.dedup
-            found = find_duplicates(scored.read(columns_needed(config)), config)
+            compared = {name: open_embeddings(scored, f"clip_{name}") for name in prepared.compared}
+            found = find_duplicates(scored.read(columns_needed(config)), config, compared)
             artifacts.write_duplicates(out, fingerprint, scored, found)
             step.advance(scored.num_rows)
     return found

@@ -11,6 +11,7 @@ from typing import Any
 from sightloom import storage
 from sightloom.config import digest, flatten
 from sightloom.data.derived import Derived, resolve_derived
+from sightloom.data.embeddings import require_embeddings
 from sightloom.data.ledger import Group
 from sightloom.data.measure import COLUMNS, VERSION
 from sightloom.data.recipe import Recipe, jsonable
@@ -49,6 +50,12 @@ class Prepared:
     def shard_folder(self) -> str:
         """Where the shards go."""
         return storage.join(self.recipe.out, "shards", self.recipe.name)
+
+    @property
+    def compared(self) -> tuple[str, ...]:
+        """The scorers whose embeddings deduplication reads."""
+        semantic = self.recipe.dedup.semantic
+        return () if semantic is None else (semantic.scorer,)
 
     @property
     def columns_of_scores(self) -> tuple[str, ...]:
@@ -102,6 +109,8 @@ def prepare(recipe: Recipe, replace: bool) -> Prepared:
     derived = resolve_derived(recipe.out, recipe.score, specs, clips, taken)
     selection = compile_selection(recipe.select, [*taken, *_score_columns((), derived)])
     prepared = Prepared(recipe, identity, specs, plan, selection, base_config, derived)
+    if recipe.dedup.semantic is not None:
+        require_embeddings("semantic", recipe.dedup.semantic.scorer, specs)
     preferred = recipe.dedup.prefer
     if preferred is not None and preferred not in prepared.columns:
         raise UserMistake(f"dedup.prefer names no column '{preferred}'", f"have: {', '.join(sorted(prepared.columns))}")

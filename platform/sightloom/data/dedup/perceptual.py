@@ -17,6 +17,7 @@ MAX_FINE_BITS = 16
 MAX_THUMB = 8
 MAX_BUCKET = 1000  # rows of a larger bucket are compared with its best 1,000
 CROSS_ROWS = 2_000_000
+MAX_FLATNESS = 0.9  # nearly empty pictures all look alike to a hash
 Indexes = npt.NDArray[np.int64]
 
 
