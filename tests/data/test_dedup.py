@@ -1,5 +1,4 @@
 import hashlib
-import io
 from typing import Any
 
 import numpy as np
@@ -7,7 +6,6 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 
 from sightloom.data.dedup.config import DedupConfig
 from sightloom.data.dedup.find import find_duplicates
@@ -18,30 +16,11 @@ from sightloom.data.sources.chunks import to_table
 from sightloom.data.sources.records import RawRecord
 from sightloom.errors import UserMistake
 
+from ..raw_pairs import jpeg, smooth
+
 
 def table_of(records: list[RawRecord]) -> pa.Table:
     return measure(to_table(records), "a.tar", DecodeLimits(), {}, (), frozenset()).table
-
-
-def jpeg(data: bytes, scale: float, quality: int) -> bytes:
-    image = Image.open(io.BytesIO(data)).convert("RGB")
-    size = (round(image.width * scale), round(image.height * scale))
-    sink = io.BytesIO()
-    image.resize(size, Image.Resampling.BICUBIC).save(sink, "JPEG", quality=quality)
-    return sink.getvalue()
-
-
-def smooth(number: int) -> bytes:
-    """Noise whose energy falls with frequency as that of photos does."""
-    frequency = np.fft.fftfreq(128)
-    radius = np.hypot(frequency[:, None], frequency[None])
-    radius[0, 0] = 1 / 128
-    noise = np.random.default_rng(number).normal(size=(128, 128))
-    grey = np.fft.ifft2(np.fft.fft2(noise) / radius).real
-    levels = (grey - grey.min()) / (grey.max() - grey.min()) * 255
-    sink = io.BytesIO()
-    Image.fromarray(levels.astype(np.uint8)).convert("RGB").save(sink, "PNG")
-    return sink.getvalue()
 
 
 def test_each_method_finds_its_copies_and_the_preferred_one_stays() -> None:

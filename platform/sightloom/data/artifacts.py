@@ -30,7 +30,9 @@ def fingerprints(prepared: Prepared, chunks: Sequence[str]) -> dict[str, Any]:
     """Name each step's artifacts by all that decides their content."""
     recipe = prepared.recipe
     scores = {group.name: group.fingerprint for group in prepared.groups}
-    dedup = digest({"scores": scores, "chunks": sorted(chunks), "config": recipe.dedup})[:12]
+    config = recipe.dedup.model_dump(mode="json")
+    config["decontaminate"] = [[reference.name, reference.content] for reference in prepared.references]
+    dedup = digest({"scores": scores, "chunks": sorted(chunks), "config": config})[:12]
     seeded = {"seed": recipe.seed} if recipe.select.sample is not None else {}
     select = digest({"dedup": dedup, "config": recipe.select, **seeded})[:12]
     plan = digest({"select": select, "config": recipe.pack, "name": recipe.name, "seed": recipe.seed})[:12]

@@ -204,7 +204,8 @@ def dedup(prepared: Prepared, scored: Scored, progress: Progress) -> Duplicates:
         with progress.step("dedup", total=scored.num_rows, unit="rows") as step:
             config = prepared.recipe.dedup
             compared = {name: open_embeddings(scored, f"clip_{name}") for name in prepared.compared}
-            found = find_duplicates(scored.read(columns_needed(config)), config, compared)
+            table = scored.read(columns_needed(config, prepared.references))
+            found = find_duplicates(table, config, compared, prepared.references)
             artifacts.write_duplicates(out, fingerprint, scored, found)
             step.advance(scored.num_rows)
     return found

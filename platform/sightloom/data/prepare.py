@@ -10,6 +10,7 @@ from typing import Any
 
 from sightloom import storage
 from sightloom.config import digest, flatten
+from sightloom.data.dedup.references import Reference, resolve_references
 from sightloom.data.derived import Derived, resolve_derived
 from sightloom.data.embeddings import require_embeddings
 from sightloom.data.ledger import Group
@@ -40,6 +41,7 @@ class Prepared:
     selection: Compiled
     base_config: dict[str, Any]
     derived: tuple[Derived, ...]
+    references: tuple[Reference, ...] = ()
 
     @property
     def groups(self) -> tuple[Group, ...]:
@@ -55,7 +57,8 @@ class Prepared:
     def compared(self) -> tuple[str, ...]:
         """The scorers whose embeddings deduplication reads."""
         semantic = self.recipe.dedup.semantic
-        return () if semantic is None else (semantic.scorer,)
+        own = () if semantic is None else (semantic.scorer,)
+        return tuple(dict.fromkeys((*own, *(name for one in self.references for name in one.embedded))))
 
     @property
     def columns_of_scores(self) -> tuple[str, ...]:
@@ -108,9 +111,10 @@ def prepare(recipe: Recipe, replace: bool) -> Prepared:
     taken = [*COLUMNS, COUNTED, *(f"src_{name}" for name in keep), *(spec.column for spec in specs)]
     derived = resolve_derived(recipe.out, recipe.score, specs, clips, taken)
     selection = compile_selection(recipe.select, [*taken, *_score_columns((), derived)])
-    prepared = Prepared(recipe, identity, specs, plan, selection, base_config, derived)
     if recipe.dedup.semantic is not None:
         require_embeddings("semantic", recipe.dedup.semantic.scorer, specs)
+    references = resolve_references(recipe.dedup, specs)
+    prepared = Prepared(recipe, identity, specs, plan, selection, base_config, derived, references)
     preferred = recipe.dedup.prefer
     if preferred is not None and preferred not in prepared.columns:
         raise UserMistake(f"dedup.prefer names no column '{preferred}'", f"have: {', '.join(sorted(prepared.columns))}")
@@ -242,6 +246,8 @@ def _absolute(recipe: Recipe) -> Recipe:
             scorer["model"] = LOCAL + _path(scorer["model"].removeprefix(LOCAL))
     for head in data["score"]["heads"]:
         head["weights"] = _path(head["weights"])
+    for evaluation in data["dedup"]["decontaminate"]:
+        evaluation["scores"] = _path(evaluation["scores"])
     return Recipe.model_validate(data)
 
 

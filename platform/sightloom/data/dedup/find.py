@@ -7,29 +7,39 @@ several questions share a picture on purpose. Records are duplicates only of equ
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from sightloom.data.dedup.config import DedupConfig
+from sightloom.data.dedup.decontaminate import drop_overlaps, overlap_columns
 from sightloom.data.dedup.duplicates import Duplicates, Indexes, Losers, Mask, codes_of, mask_of, numbers, priorities
 from sightloom.data.dedup.perceptual import MAX_FLATNESS, Hashes, near_pairs
+from sightloom.data.dedup.references import Reference
 from sightloom.data.dedup.semantic import find_alike
 from sightloom.data.embeddings import Embeddings
 
 
-def find_duplicates(table: pa.Table, config: DedupConfig, stored: Mapping[str, Embeddings] | None = None) -> Duplicates:
-    """Find the duplicates among rows [N] with status ok.
+def find_duplicates(
+    table: pa.Table,
+    config: DedupConfig,
+    stored: Mapping[str, Embeddings] = MappingProxyType({}),
+    references: tuple[Reference, ...] = (),
+) -> Duplicates:
+    """Find the rows that evaluation sets hold, and then the duplicates, among rows [N] with status ok.
 
     Args:
         table: the columns that `columns_needed` names.
         config: which duplicates go.
         stored: the embeddings of the same rows, by the scorer's name.
+        references: the evaluation sets.
     """
     losers = Losers(mask_of(pc.equal(table.column("status"), "ok")))
     pairs = mask_of(pc.equal(table.column("kind"), "pair"))
     rank = priorities(table, config.prefer)
+    drop_overlaps(table, stored, references, config, losers)
     if config.exact:
         _drop_equal(codes_of(table, "uid"), losers.alive, rank, "dup_pair", losers)
         _drop_equal(codes_of(table, "sha256"), losers.alive & pairs, rank, "dup_image", losers)
@@ -39,16 +49,17 @@ def find_duplicates(table: pa.Table, config: DedupConfig, stored: Mapping[str, E
     if config.semantic is not None:
         rows = np.flatnonzero(losers.alive & pairs)
         rows = rows[np.argsort(rank[rows])]
-        worse, better = find_alike((stored or {})[config.semantic.scorer], rows, config.semantic.cosine)
+        worse, better = find_alike(stored[config.semantic.scorer], rows, config.semantic.cosine)
         losers.drop(worse, better, "dup_semantic")
     return losers.found()
 
 
-def columns_needed(config: DedupConfig) -> tuple[str, ...]:
+def columns_needed(config: DedupConfig, references: tuple[Reference, ...] = ()) -> tuple[str, ...]:
     """Return the columns that `find_duplicates` reads."""
     names = ["uid", "status", "kind", "src", "src_pos", "width", "height"]
     names += ["sha256"] if config.exact else []
     names += ["flatness", "phash", "phash256", "thumb"] if config.perceptual is not None else []
+    names += overlap_columns(references) if references else ()
     names += [config.prefer] if config.prefer is not None else []
     return tuple(dict.fromkeys(names))
 

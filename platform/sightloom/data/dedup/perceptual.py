@@ -38,13 +38,14 @@ class Hashes:
         fine = np.frombuffer(raw[1], ">u8").astype(np.uint64).reshape(-1, 4)
         return cls(coarse, fine, np.frombuffer(raw[2], np.uint8).astype(np.int16).reshape(-1, 48))
 
-    def near(self, one: Indexes, other: Indexes, bits: int) -> npt.NDArray[np.bool_]:
-        """Tell for index pairs [P] whether both checks call them copies."""
-        result = np.bitwise_count(self.coarse[one] ^ self.coarse[other]) <= bits
+    def near(self, one: Indexes, other: Indexes, bits: int, others: Hashes | None = None) -> npt.NDArray[np.bool_]:
+        """Tell for index pairs [P] whether both checks call them copies; `other` counts in `others` if given."""
+        second = others or self
+        result = np.bitwise_count(self.coarse[one] ^ second.coarse[other]) <= bits
         left = np.flatnonzero(result)
-        result[left] = np.bitwise_count(self.fine[one[left]] ^ self.fine[other[left]]).sum(1) <= MAX_FINE_BITS
+        result[left] = np.bitwise_count(self.fine[one[left]] ^ second.fine[other[left]]).sum(1) <= MAX_FINE_BITS
         left = np.flatnonzero(result)
-        result[left] = np.abs(self.thumb[one[left]] - self.thumb[other[left]]).max(1, initial=0) <= MAX_THUMB
+        result[left] = np.abs(self.thumb[one[left]] - second.thumb[other[left]]).max(1, initial=0) <= MAX_THUMB
         return result
 
 
@@ -52,7 +53,7 @@ def near_pairs(hashes: Hashes, bits: int) -> tuple[Indexes, Indexes]:
     """Return all near pairs as (better, worse), ordered by the better one, then the worse."""
     found: list[npt.NDArray[np.int64]] = []
     for first, second in itertools.combinations(range(len(BLOCKS)), 2):
-        keys = _block(hashes.coarse, first) << np.uint64(16) | _block(hashes.coarse, second)
+        keys = _keys(hashes.coarse, first, second)
         order = np.argsort(keys, kind="stable").astype(np.int64)
         for one, other in _candidates(keys[order], order):
             near = hashes.near(one, other, bits)
@@ -62,6 +63,29 @@ def near_pairs(hashes: Hashes, bits: int) -> tuple[Indexes, Indexes]:
         return np.zeros(0, np.int64), np.zeros(0, np.int64)
     pairs = np.unique(np.concatenate(found), axis=0)
     return pairs[:, 0], pairs[:, 1]
+
+
+def first_near(hashes: Hashes, others: Hashes, bits: int) -> tuple[Indexes, Indexes]:
+    """Return (rows, others): of each picture that is near to any of the others the first such one; by row."""
+    nothing = len(others.coarse)
+    found = np.full(len(hashes.coarse), nothing, np.int64)
+    for first, second in itertools.combinations(range(len(BLOCKS)), 2):
+        keys, theirs = _keys(hashes.coarse, first, second), _keys(others.coarse, first, second)
+        order = np.argsort(theirs, kind="stable").astype(np.int64)
+        low, high = (np.searchsorted(theirs[order], keys, side) for side in ("left", "right"))
+        live, step = np.flatnonzero(high > low), 0
+        while len(live):
+            other = order[low[live] + step]
+            near = np.flatnonzero(hashes.near(live, other, bits, others))
+            found[live[near]] = np.minimum(found[live[near]], other[near])
+            step += 1
+            live = live[high[live] - low[live] > step]
+    rows = np.flatnonzero(found < nothing)
+    return rows, found[rows]
+
+
+def _keys(hashes: npt.NDArray[np.uint64], first: int, second: int) -> npt.NDArray[np.uint64]:
+    return _block(hashes, first) << np.uint64(16) | _block(hashes, second)
 
 
 def _block(hashes: npt.NDArray[np.uint64], number: int) -> npt.NDArray[np.uint64]:

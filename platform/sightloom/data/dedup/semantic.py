@@ -47,7 +47,7 @@ def find_alike(stored: Embeddings, rows: Indexes, cosine: float) -> tuple[Indexe
     with tempfile.TemporaryDirectory(prefix="sightloom-semantic-") as scratch, explained(scratch):
         vectors_ND, kept = _best_first(stored, rows, Path(scratch) / "vectors")
         for members in _clusters(vectors_ND, device):
-            winner = _greedy(_unit(vectors_ND[members], device), cosine)
+            winner = _greedy(unit(vectors_ND[members], device), cosine)
             worse = np.flatnonzero(winner >= 0)
             lost.append(kept[members[worse]])
             for_them.append(kept[members[winner[worse]]])
@@ -80,7 +80,7 @@ def _best_first(stored: Embeddings, rows: Indexes, file: Path) -> tuple[npt.NDAr
     return vectors_ND[: len(kept)], rows[kept]
 
 
-def _unit(part_BD: npt.NDArray[np.float16], device: torch.device) -> torch.Tensor:
+def unit(part_BD: npt.NDArray[np.float16], device: torch.device) -> torch.Tensor:
     """Return rows at length 1 in float32: float16 leaves it off by up to 5e-4."""
     return torch.nn.functional.normalize(torch.from_numpy(np.array(part_BD, np.float32)).to(device), dim=1)
 
@@ -94,7 +94,7 @@ def _clusters(vectors_ND: npt.NDArray[np.float16], device: torch.device) -> Iter
     centres_KD = cluster_centres(vectors_ND, min(MAX_CLUSTERS, -(-size // CLUSTER_ROWS)), device)
     nearest = np.empty(size, np.int32)
     for start in range(0, size, ASSIGNED):
-        part_BD = _unit(vectors_ND[start : start + ASSIGNED], device)
+        part_BD = unit(vectors_ND[start : start + ASSIGNED], device)
         nearest[start : start + len(part_BD)] = (part_BD @ centres_KD.T).argmax(1).cpu().numpy()
     order = np.argsort(nearest, kind="stable").astype(np.int64)
     borders = np.flatnonzero(np.diff(nearest[order])) + 1
@@ -107,11 +107,11 @@ def cluster_centres(vectors_ND: npt.NDArray[np.float16], count: int, device: tor
     drawn = draw.permutation(len(vectors_ND))[: min(MAX_SAMPLE, SAMPLE_PER_CLUSTER * count)]
     sample_SD = np.array(vectors_ND[np.sort(drawn)])
     first = np.sort(draw.permutation(len(sample_SD))[:count])
-    centres_KD = _unit(sample_SD[first], device)
+    centres_KD = unit(sample_SD[first], device)
     for _ in range(ROUNDS):
         sums_KD = torch.zeros_like(centres_KD)
         for start in range(0, len(sample_SD), ASSIGNED):
-            part_BD = _unit(sample_SD[start : start + ASSIGNED], device)
+            part_BD = unit(sample_SD[start : start + ASSIGNED], device)
             sums_KD.index_add_(0, (part_BD @ centres_KD.T).argmax(1), part_BD)
         moved = sums_KD.norm(dim=1) > 0
         centres_KD[moved] = torch.nn.functional.normalize(sums_KD[moved], dim=1)
