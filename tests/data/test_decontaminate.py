@@ -1,3 +1,4 @@
+import io
 from pathlib import Path
 from typing import Any
 
@@ -6,6 +7,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image, ImageOps
 
 from sightloom.data.artifacts import read_duplicates, write_duplicates
 from sightloom.data.dedup.config import DedupConfig
@@ -121,6 +123,18 @@ def test_planted_evaluation_pictures_and_questions_go_and_all_else_stays(tmp_pat
     assert [of[row] for row in (0, 1, 2, 4, 5)] == [eval_uids[n] for n in (0, 1, 2, 4, 5)]
     again, same = found_in(table, DedupConfig(decontaminate=[{"name": "bench", "scores": out + "/scores"}]))
     assert (same, again.outside) == (lost, found.outside)
+
+
+def test_mirrored_evaluation_pictures_go_where_mirrors_are_asked_for(tmp_path: Path) -> None:
+    out = evaluation_set(tmp_path / "eval", [RawRecord(n, str(n), image=smooth(n), text="x") for n in range(2)])
+    sink = io.BytesIO()
+    ImageOps.mirror(Image.open(io.BytesIO(smooth(1)))).save(sink, "JPEG", quality=70)
+    records = [RawRecord(0, "0", image=sink.getvalue(), text="y"), RawRecord(1, "1", image=smooth(9), text="y")]
+    table = measure(to_table(records), "a.tar", DecodeLimits(), {}, (), frozenset(), mirror=True).table
+    names = [{"name": "bench", "scores": out}]
+    assert found_in(table, DedupConfig(decontaminate=names))[1] == {}
+    asked = DedupConfig(perceptual={"mirror": True}, decontaminate=names)
+    assert found_in(table, asked)[1] == {0: ("eval_overlap_bench", "perceptual")}
 
 
 def test_an_embedding_by_the_same_weights_tells_and_one_by_others_is_refused(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from sightloom.data.dedup.references import Reference, resolve_references
 from sightloom.data.derived import Derived, resolve_derived
 from sightloom.data.embeddings import require_embeddings
 from sightloom.data.ledger import Group
-from sightloom.data.measure import COLUMNS, VERSION
+from sightloom.data.measure import COLUMNS, VERSION, base_types
 from sightloom.data.recipe import Recipe, jsonable
 from sightloom.data.scoring import ScorePlan
 from sightloom.data.select.choose import Compiled, compile_selection
@@ -97,6 +97,7 @@ def prepare(recipe: Recipe, replace: bool) -> Prepared:
         "decode": recipe.score.decode.model_dump(mode="json"),
         "keep_fields": dict(sorted(keep.items())),
     }
+    base_config |= {"mirror": True} if recipe.dedup.mirror else {}  # its own group, only where it is asked for
     base = Group.make(recipe.out, "base", base_config)
     crops = tuple(dict.fromkeys(spec.crop for spec in specs))
     plan = ScorePlan(
@@ -107,6 +108,7 @@ def prepare(recipe: Recipe, replace: bool) -> Prepared:
         crops,
         recipe.score.decode,
         keep,
+        recipe.dedup.mirror,
     )
     taken = [*COLUMNS, COUNTED, *(f"src_{name}" for name in keep), *(spec.column for spec in specs)]
     derived = resolve_derived(recipe.out, recipe.score, specs, clips, taken)
@@ -142,7 +144,8 @@ def open_out(prepared: Prepared, single_writer: bool) -> None:
     storage.ensure_writable(out)
     if not single_writer:
         storage.ensure_exclusive(out)
-    prepared.plan.base.describe(prepared.base_config, {name: str(kind) for name, (kind, _) in COLUMNS.items()})
+    types = {name: str(kind) for name, kind in base_types(prepared.plan.mirror).items()}
+    prepared.plan.base.describe(prepared.base_config, types)
     for group, spec in zip(prepared.plan.clips, prepared.specs, strict=True):
         group.describe(spec.identity(), {spec.column: "float"})
     for derived in prepared.derived:

@@ -11,6 +11,7 @@ class Perceptual(Frozen):
     """Near copies: `bits` of the 64-bit hash are the first sieve, two finer checks follow."""
 
     bits: int = Field(default=4, ge=0, le=4)
+    mirror: bool = Field(default=False, description="also copies that were mirrored left to right; one column more")
 
 
 class Semantic(Frozen):
@@ -35,6 +36,11 @@ class DedupConfig(Frozen):
     perceptual: Perceptual | None = None
     semantic: Semantic | None = None
     decontaminate: tuple[EvaluationSet, ...] = ()
+
+    @property
+    def mirror(self) -> bool:
+        """Whether mirrored pictures are hashed."""
+        return self.perceptual is not None and self.perceptual.mirror
 
     @model_validator(mode="after")
     def _names_differ(self) -> DedupConfig:

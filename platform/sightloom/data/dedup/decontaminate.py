@@ -9,7 +9,7 @@ Shapes: N rows, M rows of the evaluation set, D features.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import pyarrow as pa
@@ -115,8 +115,20 @@ def _near(table: pa.Table, held: pa.Table, config: DedupConfig, alive: Mask) -> 
     rows = np.flatnonzero(alive & _hashed(table))
     places = np.flatnonzero(_hashed(held))
     bits = config.perceptual.bits if config.perceptual is not None else BITS
-    one, other = first_near(Hashes.read(table, rows), Hashes.read(held, places), bits)
-    return rows[one], places[other]
+    theirs = Hashes.read(held, places)
+    found = np.full(table.num_rows, -1, np.int64)
+    for hashes in _looks(table, rows, config.mirror):
+        one, other = first_near(hashes, theirs, bits)
+        found[rows[one]] = places[other]
+    matched = np.flatnonzero(found >= 0)
+    return matched, found[matched]
+
+
+def _looks(table: pa.Table, rows: Indexes, mirror: bool) -> Iterator[Hashes]:
+    """Yield the hashes of rows, those of the mirrored pictures first: a match of the picture as it is counts more."""
+    if mirror:
+        yield Hashes.read_mirrored(table, rows)
+    yield Hashes.read(table, rows)
 
 
 def _hashed(table: pa.Table) -> Mask:

@@ -13,10 +13,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sightloom.data.dedup.config import DedupConfig
+from sightloom.data.dedup.config import DedupConfig, Perceptual
 from sightloom.data.dedup.decontaminate import drop_overlaps, overlap_columns
 from sightloom.data.dedup.duplicates import Duplicates, Indexes, Losers, Mask, codes_of, mask_of, numbers, priorities
-from sightloom.data.dedup.perceptual import MAX_FLATNESS, Hashes, near_pairs
+from sightloom.data.dedup.perceptual import MAX_FLATNESS, Hashes, mirrored_pairs, near_pairs
 from sightloom.data.dedup.references import Reference
 from sightloom.data.dedup.semantic import find_alike
 from sightloom.data.embeddings import Embeddings
@@ -45,7 +45,7 @@ def find_duplicates(
         _drop_equal(codes_of(table, "sha256"), losers.alive & pairs, rank, "dup_image", losers)
     if config.perceptual is not None:
         chosen = np.flatnonzero(losers.alive & pairs & (numbers(table, "flatness") <= MAX_FLATNESS))
-        _drop_near(table, chosen, rank, config.perceptual.bits, losers)
+        _drop_near(table, chosen, rank, config.perceptual, losers)
     if config.semantic is not None:
         rows = np.flatnonzero(losers.alive & pairs)
         rows = rows[np.argsort(rank[rows])]
@@ -59,6 +59,7 @@ def columns_needed(config: DedupConfig, references: tuple[Reference, ...] = ()) 
     names = ["uid", "status", "kind", "src", "src_pos", "width", "height"]
     names += ["sha256"] if config.exact else []
     names += ["flatness", "phash", "phash256", "thumb"] if config.perceptual is not None else []
+    names += ["phash_mirror"] if config.mirror else []
     names += overlap_columns(references) if references else ()
     names += [config.prefer] if config.prefer is not None else []
     return tuple(dict.fromkeys(names))
@@ -75,10 +76,14 @@ def _drop_equal(codes: Indexes, among: Mask, rank: Indexes, reason: str, losers:
     losers.drop(rows[~first], best[~first], reason)
 
 
-def _drop_near(table: pa.Table, rows: Indexes, rank: Indexes, bits: int, losers: Losers) -> None:
+def _drop_near(table: pa.Table, rows: Indexes, rank: Indexes, config: Perceptual, losers: Losers) -> None:
     """Let a picture go that is near to a better one that stays."""
     rows = rows[np.argsort(rank[rows])]
-    better, worse = near_pairs(Hashes.read(table, rows), bits)
+    hashes = Hashes.read(table, rows)
+    if config.mirror:
+        better, worse = mirrored_pairs(hashes, Hashes.read_mirrored(table, rows), config.bits)
+    else:
+        better, worse = near_pairs(hashes, config.bits)
     winner_of = np.full(len(rows), -1, np.int64)
     for one, other in zip(better.tolist(), worse.tolist(), strict=True):
         if winner_of[one] < 0 and winner_of[other] < 0:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +18,7 @@ MAX_FINE_BITS = 16
 MAX_THUMB = 8
 MAX_BUCKET = 1000  # rows of a larger bucket are compared with its best 1,000
 CROSS_ROWS = 2_000_000
-MAX_FLATNESS = 0.9  # nearly empty pictures all look alike to a hash
+MAX_FLATNESS = 0.98  # empty pictures all look alike to a hash; scanned pages reach 0.95 and are told apart
 Indexes = npt.NDArray[np.int64]
 
 
@@ -37,6 +38,15 @@ class Hashes:
         coarse = np.frombuffer(raw[0], ">u8").astype(np.uint64)
         fine = np.frombuffer(raw[1], ">u8").astype(np.uint64).reshape(-1, 4)
         return cls(coarse, fine, np.frombuffer(raw[2], np.uint8).astype(np.int16).reshape(-1, 48))
+
+    @classmethod
+    def read_mirrored(cls, table: pa.Table, rows: Indexes) -> Hashes:
+        """Take the hashes of some rows' mirrored pictures; a thumbnail is mirrored here."""
+        taken = table.select(["phash_mirror", "thumb"]).take(pa.array(rows))
+        both, thumb = (b"".join(taken.column(name).to_pylist()) for name in ("phash_mirror", "thumb"))
+        whole = np.frombuffer(both, ">u8").astype(np.uint64).reshape(-1, 5)
+        turned = np.frombuffer(thumb, np.uint8).reshape(-1, 4, 4, 3)[:, :, ::-1]
+        return cls(whole[:, 0].copy(), whole[:, 1:].copy(), turned.reshape(-1, 48).astype(np.int16))
 
     def near(self, one: Indexes, other: Indexes, bits: int, others: Hashes | None = None) -> npt.NDArray[np.bool_]:
         """Tell for index pairs [P] whether both checks call them copies; `other` counts in `others` if given."""
@@ -62,6 +72,27 @@ def near_pairs(hashes: Hashes, bits: int) -> tuple[Indexes, Indexes]:
     if not found:
         return np.zeros(0, np.int64), np.zeros(0, np.int64)
     pairs = np.unique(np.concatenate(found), axis=0)
+    return pairs[:, 0], pairs[:, 1]
+
+
+def mirrored_pairs(hashes: Hashes, mirrored: Hashes, bits: int) -> tuple[Indexes, Indexes]:
+    """Return the near pairs of pictures as they are or one of them mirrored, as `near_pairs`.
+
+    Args:
+        hashes: of M pictures, best first.
+        mirrored: of the same pictures, mirrored.
+        bits: of the 64-bit hash.
+    """
+
+    def mixed(one: npt.NDArray[Any], other: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        return np.stack([one, other], 1).reshape(-1, *one.shape[1:])
+
+    both = Hashes(
+        mixed(hashes.coarse, mirrored.coarse), mixed(hashes.fine, mirrored.fine), mixed(hashes.thumb, mirrored.thumb)
+    )
+    better, worse = near_pairs(both, bits)
+    pairs = np.stack([better // 2, worse // 2], 1)  # 2r is picture r, 2r + 1 its mirror image: the order stays
+    pairs = np.unique(pairs[pairs[:, 0] != pairs[:, 1]], axis=0)
     return pairs[:, 0], pairs[:, 1]
 
 
