@@ -1,6 +1,8 @@
 import functools
 import hashlib
 import io
+import pickle
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
+from sightloom.data.dedup import find, perceptual
 from sightloom.data.dedup.config import DedupConfig
 from sightloom.data.dedup.find import find_duplicates
-from sightloom.data.dedup.perceptual import Hashes, near_pairs
+from sightloom.data.dedup.perceptual import Bucket, Hashes, near_pairs
 from sightloom.data.measure import measure
 from sightloom.data.signals.config import DecodeLimits
 from sightloom.data.sources.chunks import to_table
@@ -146,6 +149,23 @@ def test_real_receipts_and_scenes_are_not_joined_and_their_copies_are_found(
     joined = {tuple(sorted(pair)) for pair in zip(found.rows.tolist(), found.winners.tolist(), strict=True)}
     wanted = {(n, n + len(pictures)) for n in range(len(copies))}
     assert joined <= wanted and len(joined) >= recall * len(wanted)
+
+
+def test_buckets_find_what_the_whole_finds(monkeypatch: pytest.MonkeyPatch) -> None:
+    table, config = copies_of_copies(), DedupConfig(prefer="score", perceptual={"bits": 4, "mirror": True})
+    whole, seen = find_duplicates(table, config), list[int]()
+
+    def run(function: Callable[[Bucket], Any], works: Iterable[Bucket]) -> Iterator[tuple[Bucket, Any]]:
+        for work in reversed(list(works)):  # tasks end in any order
+            seen.append(len(work.rows))
+            yield work, function(pickle.loads(pickle.dumps(work)))
+
+    monkeypatch.setattr(perceptual, "BUCKET_ROWS", 5)
+    uids = table.column("uid").combine_chunks()
+    assert find_duplicates(table, config, run=run).table(uids).equals(whole.table(uids)) and not seen
+    monkeypatch.setattr(find, "TASKS_ABOVE", 10)
+    assert find_duplicates(table, config, run=run).table(uids).equals(whole.table(uids))
+    assert len(seen) == 15 * 8 and sum(seen) == 15 * 2 * table.num_rows
 
 
 @settings(deadline=None, max_examples=15)

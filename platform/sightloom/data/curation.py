@@ -7,6 +7,7 @@ the manifest is written last. Killed anywhere, the same command goes on and ends
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -205,7 +206,8 @@ def dedup(prepared: Prepared, scored: Scored, progress: Progress) -> Duplicates:
             config = prepared.recipe.dedup
             compared = {name: open_embeddings(scored, f"clip_{name}") for name in prepared.compared}
             table = scored.read(columns_needed(config, prepared.references))
-            found = find_duplicates(table, config, compared, prepared.references)
+            run = partial(engine.run_tasks, num_cpus=1.0)
+            found = find_duplicates(table, config, compared, prepared.references, run)
             artifacts.write_duplicates(out, fingerprint, scored, found)
             step.advance(scored.num_rows)
     return found

@@ -16,10 +16,12 @@ import pyarrow.compute as pc
 from sightloom.data.dedup.config import DedupConfig, Perceptual
 from sightloom.data.dedup.decontaminate import drop_overlaps, overlap_columns
 from sightloom.data.dedup.duplicates import Duplicates, Indexes, Losers, Mask, codes_of, mask_of, numbers, priorities
-from sightloom.data.dedup.perceptual import MAX_FLATNESS, Hashes, mirrored_pairs, near_pairs
+from sightloom.data.dedup.perceptual import MAX_FLATNESS, Hashes, Run, mirrored_pairs, near_pairs
 from sightloom.data.dedup.references import Reference
 from sightloom.data.dedup.semantic import find_alike
 from sightloom.data.embeddings import Embeddings
+
+TASKS_ABOVE = 20_000_000  # rows; fewer are compared here
 
 
 def find_duplicates(
@@ -27,6 +29,7 @@ def find_duplicates(
     config: DedupConfig,
     stored: Mapping[str, Embeddings] = MappingProxyType({}),
     references: tuple[Reference, ...] = (),
+    run: Run | None = None,
 ) -> Duplicates:
     """Find the rows that evaluation sets hold, and then the duplicates, among rows [N] with status ok.
 
@@ -35,6 +38,7 @@ def find_duplicates(
         config: which duplicates go.
         stored: the embeddings of the same rows, by the scorer's name.
         references: the evaluation sets.
+        run: runs a function of many buckets in parallel; taken for more than `TASKS_ABOVE` rows.
     """
     losers = Losers(mask_of(pc.equal(table.column("status"), "ok")))
     pairs = mask_of(pc.equal(table.column("kind"), "pair"))
@@ -45,7 +49,7 @@ def find_duplicates(
         _drop_equal(codes_of(table, "sha256"), losers.alive & pairs, rank, "dup_image", losers)
     if config.perceptual is not None:
         chosen = np.flatnonzero(losers.alive & pairs & (numbers(table, "flatness") <= MAX_FLATNESS))
-        _drop_near(table, chosen, rank, config.perceptual, losers)
+        _drop_near(table, chosen, rank, config.perceptual, losers, run)
     if config.semantic is not None:
         rows = np.flatnonzero(losers.alive & pairs)
         rows = rows[np.argsort(rank[rows])]
@@ -76,14 +80,16 @@ def _drop_equal(codes: Indexes, among: Mask, rank: Indexes, reason: str, losers:
     losers.drop(rows[~first], best[~first], reason)
 
 
-def _drop_near(table: pa.Table, rows: Indexes, rank: Indexes, config: Perceptual, losers: Losers) -> None:
+def _drop_near(
+    table: pa.Table, rows: Indexes, rank: Indexes, config: Perceptual, losers: Losers, run: Run | None
+) -> None:
     """Let a picture go that is near to a better one that stays."""
     rows = rows[np.argsort(rank[rows])]
-    hashes = Hashes.read(table, rows)
+    hashes, run = Hashes.read(table, rows), run if len(rows) > TASKS_ABOVE else None
     if config.mirror:
-        better, worse = mirrored_pairs(hashes, Hashes.read_mirrored(table, rows), config.bits)
+        better, worse = mirrored_pairs(hashes, Hashes.read_mirrored(table, rows), config.bits, run)
     else:
-        better, worse = near_pairs(hashes, config.bits)
+        better, worse = near_pairs(hashes, config.bits, run)
     winner_of = np.full(len(rows), -1, np.int64)
     for one, other in zip(better.tolist(), worse.tolist(), strict=True):
         if winner_of[one] < 0 and winner_of[other] < 0:

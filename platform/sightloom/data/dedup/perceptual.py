@@ -6,6 +6,7 @@ The 64-bit hash alone joins different receipts and drawn scenes; the 256-bit has
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ MAX_FINE_BITS = 16
 MAX_THUMB = 8
 MAX_BUCKET = 1000  # rows of a larger bucket are compared with its best 1,000
 CROSS_ROWS = 2_000_000
+BUCKET_ROWS = 250_000  # 36 MB of hashes, and at most 64 buckets wait at once
 MAX_FLATNESS = 0.98  # empty pictures all look alike to a hash; scanned pages reach 0.95 and are told apart
 Indexes = npt.NDArray[np.int64]
 
@@ -59,29 +61,73 @@ class Hashes:
         return result
 
 
-def near_pairs(hashes: Hashes, bits: int) -> tuple[Indexes, Indexes]:
-    """Return all near pairs as (better, worse), ordered by the better one, then the worse."""
-    found: list[npt.NDArray[np.int64]] = []
-    for first, second in itertools.combinations(range(len(BLOCKS)), 2):
-        keys = _keys(hashes.coarse, first, second)
-        order = np.argsort(keys, kind="stable").astype(np.int64)
-        for one, other in _candidates(keys[order], order):
-            near = hashes.near(one, other, bits)
-            if near.any():
-                found.append(np.stack([np.minimum(one, other)[near], np.maximum(one, other)[near]], 1))
-    if not found:
-        return np.zeros(0, np.int64), np.zeros(0, np.int64)
-    pairs = np.unique(np.concatenate(found), axis=0)
+def near_pairs(hashes: Hashes, bits: int, run: Run | None = None) -> tuple[Indexes, Indexes]:
+    """Return all near pairs as (better, worse), ordered by the better one, then the worse.
+
+    Args:
+        hashes: of M pictures, best first.
+        bits: of the 64-bit hash.
+        run: runs a function of each of many buckets, where it is given; the pairs are the same.
+    """
+    count = 1 if run is None else max(1, -(-len(hashes.coarse) // BUCKET_ROWS))
+    works = buckets(hashes, bits, count)
+    found = [pairs for _, pairs in (run or in_turn)(bucket_pairs, works)]
+    pairs = np.unique(np.concatenate([np.zeros((0, 2), np.int64), *found]), axis=0)
     return pairs[:, 0], pairs[:, 1]
 
 
-def mirrored_pairs(hashes: Hashes, mirrored: Hashes, bits: int) -> tuple[Indexes, Indexes]:
+@dataclass(frozen=True, eq=False)
+class Bucket:
+    """The pictures of which two blocks of the 64-bit hash fall into one range: all that share a key are in it."""
+
+    hashes: Hashes
+    rows: Indexes
+    blocks: tuple[int, int]
+    bits: int
+
+
+Run = Callable[[Callable[[Bucket], Any], Iterable[Bucket]], Iterator[tuple[Bucket, Any]]]
+
+
+def in_turn(function: Callable[[Bucket], Any], works: Iterable[Bucket]) -> Iterator[tuple[Bucket, Any]]:
+    """Run a function of each bucket here."""
+    return ((work, function(work)) for work in works)
+
+
+def buckets(hashes: Hashes, bits: int, count: int) -> Iterator[Bucket]:
+    """Yield the buckets of all pictures, `count` for each two of the six blocks."""
+    for first, second in itertools.combinations(range(len(BLOCKS)), 2):
+        if count == 1:
+            yield Bucket(hashes, np.arange(len(hashes.coarse)), (first, second), bits)
+            continue
+        range_of = _keys(hashes.coarse, first, second) % np.uint64(count)
+        for number in range(count):
+            rows = np.flatnonzero(range_of == np.uint64(number))
+            yield Bucket(
+                Hashes(hashes.coarse[rows], hashes.fine[rows], hashes.thumb[rows]), rows, (first, second), bits
+            )
+
+
+def bucket_pairs(bucket: Bucket) -> Indexes:
+    """Return the near pairs among the pictures of a bucket, as (better, worse) rows of the whole [P, 2]."""
+    hashes, found = bucket.hashes, [np.zeros((0, 2), np.int64)]
+    keys = _keys(hashes.coarse, *bucket.blocks)
+    order = np.argsort(keys, kind="stable").astype(np.int64)
+    for one, other in _candidates(keys[order], order):
+        near = hashes.near(one, other, bucket.bits)
+        if near.any():
+            found.append(np.stack([np.minimum(one, other)[near], np.maximum(one, other)[near]], 1))
+    return bucket.rows[np.concatenate(found)]
+
+
+def mirrored_pairs(hashes: Hashes, mirrored: Hashes, bits: int, run: Run | None = None) -> tuple[Indexes, Indexes]:
     """Return the near pairs of pictures as they are or one of them mirrored, as `near_pairs`.
 
     Args:
         hashes: of M pictures, best first.
         mirrored: of the same pictures, mirrored.
         bits: of the 64-bit hash.
+        run: as `near_pairs`.
     """
 
     def mixed(one: npt.NDArray[Any], other: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -90,7 +136,7 @@ def mirrored_pairs(hashes: Hashes, mirrored: Hashes, bits: int) -> tuple[Indexes
     both = Hashes(
         mixed(hashes.coarse, mirrored.coarse), mixed(hashes.fine, mirrored.fine), mixed(hashes.thumb, mirrored.thumb)
     )
-    better, worse = near_pairs(both, bits)
+    better, worse = near_pairs(both, bits, run)
     pairs = np.stack([better // 2, worse // 2], 1)  # 2r is picture r, 2r + 1 its mirror image: the order stays
     pairs = np.unique(pairs[pairs[:, 0] != pairs[:, 1]], axis=0)
     return pairs[:, 0], pairs[:, 1]
