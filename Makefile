@@ -1,6 +1,6 @@
 # make demo · make test · make check · make bench: the only door a newcomer needs.
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long check bench lock clean
+.PHONY: help demo test test-long check bench readers lock clean
 PYTHON ?= python3
 BIN := .venv/bin
 UV := $(shell command -v uv 2>/dev/null || echo .tools/bin/uv)
@@ -38,11 +38,14 @@ check: .venv/.dev ## format, lint, types, floors
 test: check ## every check and every test that takes seconds
 	$(BIN)/python -m pytest $(TESTS)
 
-test-long: .venv/.dev ## the tests that take minutes
+test-long: readers ## the tests that take minutes
 	$(BIN)/python -m pytest -m long --timeout 1800 $(TESTS)
 
-bench: .venv/.dev ## the programs of tests/bench, each a ratio measured side by side in one run
+bench: readers ## the programs of tests/bench, each a ratio measured side by side in one run
 	@for program in tests/bench/bench_*.py; do echo "# $$program"; $(BIN)/python $$program || exit 1; done
+
+readers: .venv/.dev ## the environment of other people's readers and makers (img2dataset, Energon, datasets), in .tools/readers
+	$(BIN)/python tests/readers/environment.py
 
 lock: .venv/.dev ## compile the locks from pyproject.toml; they hold hashes and no index address
 	$(UV) pip compile --quiet --universal --generate-hashes pyproject.toml -o requirements.lock

@@ -14,7 +14,7 @@ def file(tmp_path: Path) -> Path:
     path.write_text(f"""
 clusters:
   lab: {{address: "http://lab:8265", token: {{file: {tmp_path}/token}}}}
-  cloud: {{address: "https://cloud", token: {{env: CLOUD_TOKEN}}, kubernetes: {{context: c, namespace: ml}}}}
+  cloud: {{address: "https://cloud", token: {{env: CLOUD_TOKEN}}}}
   gone: {{address: "https://gone", token: {{file: {tmp_path}/none}}}}
 """)
     return path

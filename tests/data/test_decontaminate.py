@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 
 from sightloom.data.artifacts import read_duplicates, write_duplicates
 from sightloom.data.dedup.config import DedupConfig
-from sightloom.data.dedup.decontaminate import plain_question
+from sightloom.data.dedup.decontaminate import plain
 from sightloom.data.dedup.duplicates import OUTSIDE, Duplicates
 from sightloom.data.dedup.find import columns_needed, find_duplicates
 from sightloom.data.dedup.perceptual import Hashes, first_near
@@ -204,8 +204,8 @@ def test_what_was_found_outside_is_read_as_it_was_written(tmp_path: Path) -> Non
 
 
 def test_questions_are_compared_without_case_punctuation_and_blanks() -> None:
-    assert plain_question("  How  many\nLEGS, has “it”? ") == "how many legs has it"
-    assert plain_question("?!…_") == ""
+    texts = pa.array(["  What's\n THIS?! ", "Ça va…", "?!", None, "क्या"])
+    assert plain(texts).to_pylist() == ["what s this", "ça va", None, None, "क्या"]
 
 
 @settings(max_examples=30)

@@ -1,3 +1,6 @@
+from typing import Any
+
+import duckdb
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
@@ -92,3 +95,47 @@ def test_a_threshold_equals_pythons_own_comparison(values: list[float], threshol
     table = pa.table({"x": values})
     found = compile_expression(f"x >= {threshold!r}", ["x"]).mask(table).to_pylist()
     assert found == [value >= threshold for value in values]
+
+
+COLUMN = st.lists(
+    st.tuples(
+        st.one_of(st.none(), st.integers(-50, 50)),
+        st.one_of(st.none(), st.floats(-50, 50)),
+        st.one_of(st.none(), st.sampled_from(["a", "A b", "", "img.jpg", "zß"])),
+    ),
+    min_size=1,
+    max_size=25,
+)
+
+
+@pytest.mark.parametrize(
+    ("ours", "sql"),
+    [
+        ("a > 3 and x <= 1.5", "a > 3 and x <= 1.5"),
+        ("not (a > 3 or x < 0)", "not (a > 3 or x < 0)"),
+        ("a in [1, 2, 3] or t not in ['a', '']", "a in (1, 2, 3) or t not in ('a', '')"),
+        ("min(a, x) > 0 or max(a, x) < -5", "a + x is not null and ((a > 0 and x > 0) or (a < -5 and x < -5))"),
+        ("abs(a) * 2 - 1 >= a + 3", "abs(a) * 2 - 1 >= a + 3"),
+        ("lower(t) == 'a b' or len(t) == 2", "lower(t) = 'a b' or length(t) = 2"),
+        ("coalesce(a, 7) == 7 and not is_null(x)", "coalesce(a, 7) = 7 and x is not null"),
+        ("matches(t, '[.]jpg$|^A')", "regexp_matches(t, '[.]jpg$|^A')"),
+        ("x >= quantile(x, 0.25)", "x >= (select quantile_cont(x, 0.25) from rows)"),
+    ],
+)
+@settings(deadline=None, max_examples=15)
+@given(rows=COLUMN)
+def test_a_rule_answers_as_the_same_query_in_duckdb(ours: str, sql: str, rows: list[tuple[Any, Any, Any]]) -> None:
+    a, x, t = zip(*rows, strict=True)
+    table = pa.table(
+        {
+            "n": list(range(len(rows))),
+            "a": pa.array(a, pa.int64()),
+            "x": pa.array(x, pa.float64()),
+            "t": pa.array(t, pa.string()),
+        }
+    )
+    found = compile_expression(ours, ["a", "x", "t"]).mask(table).to_pylist()
+    database = duckdb.connect()
+    database.register("rows", table)
+    query = f"select coalesce({sql}, false) from rows order by n"
+    assert found == [answer for (answer,) in database.execute(query).fetchall()]

@@ -9,10 +9,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from sightloom.data.artifacts import write_foreign
 from sightloom.data.measure import measure
 from sightloom.data.shards.config import PackConfig
 from sightloom.data.shards.heldout import heldout_mask, is_heldout
-from sightloom.data.shards.manifest import FORMAT, Manifest, read_manifest
+from sightloom.data.shards.manifest import FORMAT, BuiltShard, Manifest, read_manifest
 from sightloom.data.shards.pack import ShardJob, build
 from sightloom.data.shards.plan import plan_shards, shard_slices
 from sightloom.data.shards.reader import SampleReader, read_table
@@ -50,17 +51,19 @@ def pack(source: Path, out: Path, config: PackConfig) -> Manifest:
     table = table.append_column("_file", pa.array([0] * table.num_rows, pa.int32()))
     table = table.append_column("clip_x", pa.array([0.25] * table.num_rows, pa.float32()))
     planned = plan_shards(table, config, 0, 1)
-    entries = []
+    entries, commits = [], []
     for name, rows in shard_slices(planned, "t"):
         built = build(ShardJob(name, rows, {0: file}, ("clip_x",), str(out), str(out / "c" / name)))
         entries.append(built["shard"])
+        commits.append(BuiltShard.model_validate(built))
+    files = write_foreign(str(out), commits)
     totals = {
         "rows_in": table.num_rows, "kept": table.num_rows, "dropped": {}, "failed": 0, "samples": table.num_rows,
         "bytes": sum(entry["bytes"] for entry in entries), "domains": {"art": table.num_rows},
     }  # fmt: skip
     manifest = Manifest.model_validate(
         {"format": FORMAT, "name": "t", "code": {}, "recipe": {}, "shards": entries, "totals": totals, "columns": {},
-         "fingerprints": {}}
+         "fingerprints": {}, "files": files}
     )  # fmt: skip
     manifest = manifest.model_copy(update={"digest": manifest.content_digest()})
     (out / "manifest.json").write_text(manifest.model_dump_json())
@@ -128,13 +131,34 @@ def test_the_same_input_gives_the_same_bytes(packed: Manifest, tmp_path: Path) -
 
 def test_verify_finds_every_damage(packed: Manifest) -> None:
     assert verify(packed, True, NullProgress()).problems == ()
-    for path in (Path(packed.tar_uri(1)), Path(packed.tar_uri(0) + ".idx"), Path(packed.table_uri(2))):
+    beside = [Path(packed.folder) / file.name for file in packed.files]
+    assert {path.name for path in beside} == {"sizes.json", ".info.json", "split.yaml", "dataset.yaml"}
+    for path in (Path(packed.tar_uri(1)), Path(packed.tar_uri(0) + ".idx"), Path(packed.table_uri(2)), *beside):
         whole = path.read_bytes()
         path.write_bytes(whole[:20] + bytes([whole[20] ^ 1]) + whole[21:])
         assert len(verify(packed, False, NullProgress()).problems) == 1
         path.write_bytes(whole)
     Path(packed.tar_uri(1)).unlink()
     assert verify(packed, False, NullProgress()).problems[0].startswith("nothing at")
+
+
+def test_a_deep_verification_finds_a_table_that_speaks_of_other_samples(packed: Manifest) -> None:
+    """Checksums that were made for a wrong table hold; only the samples themselves contradict it."""
+    import hashlib
+
+    import pyarrow.parquet as pq
+
+    path = Path(packed.table_uri(0))
+    rows = pq.read_table(path)
+    digests = pa.array(
+        [None if value is None else "0" * 64 for value in rows.column("sha256").to_pylist()], pa.string()
+    )
+    pq.write_table(rows.set_column(rows.column_names.index("sha256"), "sha256", digests), path)
+    first = packed.shards[0].model_copy(update={"table_sha256": hashlib.sha256(path.read_bytes()).hexdigest()})
+    forged = packed.model_copy(update={"shards": (first, *packed.shards[1:])})
+    assert verify(forged, False, NullProgress()).problems == ()
+    problems = verify(forged, True, NullProgress()).problems
+    assert len(problems) == first.samples and "is not the one in the table" in problems[0]
 
 
 def test_an_edited_manifest_and_another_format_are_refused(packed: Manifest, tmp_path: Path) -> None:

@@ -180,6 +180,32 @@ def test_records_of_a_parquet_column_are_checked(tmp_path: Path, scene: Any) -> 
     assert json.loads(rows[0]["meta"])["messages"][0]["content"][0] == {"type": "image"}
 
 
+def test_a_folder_of_img2dataset_is_read_with_captions_keys_and_fields(
+    tmp_path: Path, scene: Any, make_tar: Any
+) -> None:
+    def meta(number: int) -> bytes:
+        facts = {"error_message": None, "width": 48, "height": 48, "exif": "{}", "similarity": float("nan")}
+        own = {
+            "caption": f"cat {number}",
+            "url": f"http://a/{number}",
+            "key": f"00000{number:04d}",
+            "status": "success",
+        }
+        return json.dumps(own | facts).encode()
+
+    both = [(f"00000{n:04d}", {"jpg": scene(n), "json": meta(n), "txt": f"cat {n}".encode()}) for n in range(3)]
+    no_txt = [(f"00001{n:04d}", {"jpg": scene(n), "json": meta(n)}) for n in range(3, 5)]
+    make_tar(tmp_path / "00000.tar", both)
+    make_tar(tmp_path / "00001.tar", no_txt)
+    pq.write_table(pa.table({"caption": ["x"]}), tmp_path / "00000.parquet")
+    (tmp_path / "00000_stats.json").write_text("{}")
+    rows = rows_of(tar_source(tmp_path))
+    assert [(row["status"], row["text"]) for row in rows] == [("ok", f"cat {n}") for n in range(5)]
+    assert [row["key"] for row in rows] == [key for key, _ in (*both, *no_txt)]
+    kept = json.loads(rows[4]["meta"])
+    assert (kept["url"], kept["status"], kept["similarity"]) == ("http://a/4", "success", None)
+
+
 def test_questions_in_columns_become_dialogues(tmp_path: Path, scene: Any, make_tar: Any) -> None:
     meta = json.dumps({"answer": "B", "options": ["A", "B"], "domain": "science"}).encode()
     path = make_tar(tmp_path / "a.tar", [("q", {"png": scene(1), "txt": b"Which?", "json": meta})])

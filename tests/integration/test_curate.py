@@ -178,6 +178,56 @@ def test_a_lost_commit_is_scored_again_and_a_lost_shard_is_packed_again(tmp_path
     assert verify(second, True, NullProgress()).problems == ()
 
 
+def test_nothing_of_another_plan_is_taken_for_ones_own(tmp_path: Path) -> None:
+    raw, out = str(tmp_path / "raw"), str(tmp_path / "out")
+    put_raw(raw)
+    wanted = recipe(raw, out)
+    first = read_manifest(curate(wanted, NullProgress()).manifest)
+    Path(first.uri).unlink()  # as if killed before the manifest: another plan may now take the place
+    other = curate(recipe(raw, out, pack={"max_samples": 60, "order": "source"}), NullProgress())
+    check_sums(other)
+    with pytest.raises(UserMistake, match=r"made by another recipe: pack\.order source -> auto"):
+        curate(wanted, NullProgress())
+    again = curate(wanted, NullProgress(), settings=Settings(replace=True))
+    check_sums(again)
+    assert read_manifest(again.manifest).digest == first.digest
+    fewer = recipe(raw, out, select={**wanted.select.model_dump(), "top": [{"by": "sharpness", "fraction": 0.2}]})
+    with pytest.raises(UserMistake, match=r"select\.top\.0\.fraction 0\.5 -> 0\.2") as caught:
+        curate(fewer, NullProgress())
+    assert caught.value.hint == "choose another name, or give --replace"
+    Path(first.uri).write_text(Path(first.uri).read_text().replace('"failed":0', '"failed":1'))
+    with pytest.raises(UserMistake, match="does not match its own digest"):
+        curate(wanted, NullProgress())
+    assert (
+        read_manifest(curate(wanted, NullProgress(), settings=Settings(replace=True)).manifest).digest == first.digest
+    )
+
+
+def test_a_whole_run_makes_series_of_reencoded_shards(tmp_path: Path) -> None:
+    raw = str(tmp_path / "raw")
+    put_raw(raw)
+    pack = {
+        "max_samples": 30,
+        "group_by": "domain",
+        "multiple_of": 2,
+        "image": {"max_side": 24, "format": "webp", "quality": 50},
+    }
+    result = curate(recipe(raw, str(tmp_path / "out"), pack=pack), NullProgress())
+    check_sums(result)
+    manifest = read_manifest(result.manifest)
+    for domain, samples in manifest.totals.domains.items():
+        names = [shard.name for shard in manifest.shards if shard.domains == {domain: shard.samples}]
+        assert names == [f"pool-{domain}-{number:06d}.tar" for number in range(len(names))]
+        assert len(names) % 2 == 0 and len(names) >= samples / 30
+    assert sum(shard.samples for shard in manifest.shards) == result.kept
+    rows = [row for row in read_table(manifest).to_pylist() if row["image_ext"] == "webp"]
+    assert rows and all(max(row["width"], row["height"]) <= 24 for row in rows)
+    with pytest.raises(UserMistake, match=r"pack\.group_by: 'sharpness' is float, which names no series"):
+        curate(recipe(raw, str(tmp_path / "x"), pack={"group_by": "sharpness"}), NullProgress())
+    with pytest.raises(UserMistake, match=r"pack\.group_by: 'domian' is not a column"):
+        curate(recipe(raw, str(tmp_path / "x"), pack={"group_by": "domian"}), NullProgress())
+
+
 def test_bad_input_is_a_clear_mistake_and_leaves_nothing_that_looks_whole(tmp_path: Path) -> None:
     raw = tmp_path / "raw"
     put_raw(str(raw))

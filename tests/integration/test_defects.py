@@ -27,6 +27,7 @@ pytestmark = pytest.mark.usefixtures("ray_session")
 LONG_KEY = "k" * 200
 LONG_TEXT = "a very long caption about a cat " * 313  # 10,016 characters
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>"
+Reasons = dict[str, list[str | None]]
 Members = Iterable[tuple[tarfile.TarInfo | str, bytes]]
 
 
@@ -68,7 +69,7 @@ def pair(key: str, image: bytes, text: bytes | str, extension: str = "png") -> l
     return [(f"{key}.{extension}", image), (f"{key}.txt", text if isinstance(text, bytes) else text.encode())]
 
 
-def plant(raw: Path) -> dict[str, list[str | None]]:
+def plant(raw: Path) -> Reasons:
     """Write the corpus; return what must become of each key's records: a reason, or None where they stay."""
     frames = [scene(60 + number) for number in range(3)]
     exif = Image.Exif()
@@ -95,7 +96,7 @@ def plant(raw: Path) -> dict[str, list[str | None]]:
         ("hostile", HOSTILE, None),
         (LONG_KEY, "a key of two hundred characters", None),
     ]
-    expected: dict[str, list[str | None]] = {}
+    expected: Reasons = {}
     members: list[tuple[tarfile.TarInfo | str, bytes]] = []
     for key, image, extension, reason in pictures:
         members += pair(key, image, f"a caption of {key}", extension)
@@ -106,7 +107,7 @@ def plant(raw: Path) -> dict[str, list[str | None]]:
     members += pair("twice", scene_bytes(20), "the first") + pair("twice", scene_bytes(21), "the second")
     members += pair("v1.5", scene_bytes(22), "a key with a dot")
     members += pair("two.1", scene_bytes(23), "one of two") + pair("two.2", scene_bytes(24), "two of two")
-    expected |= {"twice": [None, None], "v1": [None], "two": ["multi_image"]}
+    several: Reasons = {"twice": [None, None], "v1": [None], "two": ["multi_image"]}
     put_tar(raw / "0-pairs.tar", members)
 
     opened = pickle.dumps(Touches(raw.parent / "opened"))
@@ -121,9 +122,9 @@ def plant(raw: Path) -> dict[str, list[str | None]]:
         ("scattered.png", scene_bytes(33)), *pair("between", scene_bytes(34), "in between"),
         ("scattered.txt", b"its picture came before"),
     ]  # fmt: skip
-    expected |= {key: ["unsafe_member"] for key in ("../up", "/absolute", "link", "hard", "device")}
-    expected |= {"pickled": [None], "between": [None], "code": ["missing_image"]}
-    expected |= {"scattered": ["missing_text", "split_key"]}
+    unsafe: Reasons = {key: ["unsafe_member"] for key in ("../up", "/absolute", "link", "hard", "device")}
+    odd: Reasons = {"pickled": [None], "between": [None], "code": ["missing_image"],
+                    "scattered": ["missing_text", "split_key"]}  # fmt: skip
     put_tar(raw / "1-hostile.tar", hostile)
 
     put_tar(raw / "2-cut.tar", [m for n in range(3) for m in pair(f"whole{n}", scene_bytes(40 + n), f"whole {n}")])
@@ -132,9 +133,9 @@ def plant(raw: Path) -> dict[str, list[str | None]]:
     (raw / "3-nothing.tar").write_bytes(b"")
     put_tar(raw / "4-trailer-only.tar", [])
     put_tar(raw / "5-imageless.tar", [("words.txt", b"no picture"), ("words.json", b"{}"), ("meta.json", b"[1]")])
-    expected |= {"whole0": [None], "whole1": [None], "whole2": ["tar_truncated"], "": ["tar_truncated"]}
-    expected |= {"words": ["missing_image"], "meta": ["missing_image"]}
-    return expected
+    broken: Reasons = {"whole0": [None], "whole1": [None], "whole2": ["tar_truncated"], "": ["tar_truncated"],
+                       "words": ["missing_image"], "meta": ["missing_image"]}  # fmt: skip
+    return expected | several | unsafe | odd | broken
 
 
 def others(root: Path, out: Path) -> dict[str, bytes]:

@@ -52,7 +52,8 @@ def shards(out: Path) -> dict[str, str]:
     """SHA-256 of each file of the finished shards, which are verified first."""
     folder = out / "shards" / "pool"
     assert verify(read_manifest(str(folder)), True, NullProgress()).problems == ()
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def disturbed(world: Any, name: str, fault: dict[str, Any]) -> tuple[Path, Path, dict[str, str], Path]:

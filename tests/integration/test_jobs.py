@@ -1,5 +1,6 @@
 """Jobs on a real Ray head with its job server and token authentication."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -23,7 +24,7 @@ from sightloom.cluster.client import JobsApi
 from sightloom.cluster.clusters import Cluster
 from sightloom.cluster.jobspec import JobSpec
 from sightloom.cluster.submit import retry, run, submit
-from sightloom.errors import UserMistake
+from sightloom.errors import SightloomError, UserMistake
 from sightloom.progress import NullProgress
 
 ROOT = Path(__file__).parent.parent.parent
@@ -72,6 +73,15 @@ def _free(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) != 0
 
 
+def _processes(folder: str) -> list[int]:
+    """Processes that name this Ray's own folder."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            found += [int(path.parent.name)] if folder.encode() in path.read_bytes() else []
+    return found
+
+
 @pytest.fixture(scope="module")
 def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
     folder = tmp_path_factory.mktemp("jobs")
@@ -86,10 +96,11 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
     token.write_text(TOKEN)
     (folder / "key").write_text("12345\n")
     port, dashboard, agent, client = free_ports(4)
+    temp = tempfile.mkdtemp(prefix="slj-")
     words = [
         "start", "--head", "--block", f"--port={port}", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}",
         f"--dashboard-agent-listen-port={agent}", f"--ray-client-server-port={client}", "--num-cpus=2",
-        "--object-store-memory=100000000", f"--temp-dir={tempfile.mkdtemp(prefix='slj-')}", "--disable-usage-stats",
+        "--object-store-memory=100000000", f"--temp-dir={temp}", "--disable-usage-stats",
     ]  # fmt: skip
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {
         "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token),
@@ -108,7 +119,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
             try:
                 if api.totals():
                     break
-            except (UserMistake, Exception):  # noqa: BLE001 - it is starting
+            except (SightloomError, KeyError):  # it is starting
                 assert time.monotonic() < until and process.poll() is None, (folder / "head.log").read_text()
             time.sleep(0.2)
         yield Head(api, address, token, checkout, folder)
@@ -116,6 +127,9 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
         # `ray stop` would end every Ray of the machine, and an orderly end takes half a minute
         os.killpg(process.pid, signal.SIGKILL)
         process.wait(60)
+        for left in _processes(temp):  # Ray's workers are groups of their own, and notice late
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(left, signal.SIGKILL)
 
 
 def test_a_job_runs_with_its_code_and_secret_and_a_second_submission_attaches(head: Head) -> None:

@@ -101,16 +101,25 @@ def test_every_answer_says_what_answered(client: openai.OpenAI, running: Deploym
 def test_an_aborted_stream_frees_the_engine(running: Deployment) -> None:
     async def wait_share() -> float:
         async with openai.AsyncOpenAI(base_url=running.api, api_key="none", max_retries=0) as client:
-            asked = {"model": "sightloom", "messages": question(), "temperature": 1}
+            asked = {"model": "sightloom", "messages": question(), "temperature": 1, "max_tokens": 1900}
+
+            async def length(seed: int) -> int:
+                reply = await client.chat.completions.create(**asked, seed=seed)
+                assert reply.usage is not None
+                return reply.usage.completion_tokens
+
+            # A model with random weights ends when it likes: the longest of many answers lasts many decode steps.
+            lengths = await asyncio.gather(*(length(seed) for seed in range(16)))
+            seed = lengths.index(max(lengths))
             began = time.monotonic()
-            await client.chat.completions.create(**asked, seed=2, max_tokens=1900)
+            await length(seed)
             whole_s = time.monotonic() - began
-            stream = await client.chat.completions.create(**asked, seed=2, max_tokens=1900, stream=True)
+            stream = await client.chat.completions.create(**asked, seed=seed, stream=True)
             async for _ in stream:
                 break
             await stream.close()
             began = time.monotonic()
-            await client.chat.completions.create(**asked, seed=3, max_tokens=2)
+            await client.chat.completions.create(**{**asked, "max_tokens": 2}, seed=3)
             return (time.monotonic() - began) / whole_s
 
     # One batch at a time: had the aborted row gone on, the next request would have waited for most of it, each time.

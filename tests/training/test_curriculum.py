@@ -47,7 +47,7 @@ def test_the_nano_curriculum_is_valid_and_its_stages_inherit_the_defaults() -> N
         (lambda d: d["stages"][0].update(train={}), "everything is frozen"),
         (
             lambda d: d["stages"][4]["train"].update(decoder={"lora": {"rnak": 4, "alpha": 8}, "lr": 1.0}),
-            "lora.rank.* is required",
+            "unknown key 'rnak'.*did you mean 'rank'",
         ),
         (lambda d: d["stages"][4]["train"].update(vision={"lora": {"rank": 4, "alpha": 8}, "lr": 1.0}), "train.vision"),
         (lambda d: d["model"].update(pretrained="x"), "either preset or pretrained"),

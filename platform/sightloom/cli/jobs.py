@@ -187,7 +187,9 @@ def _to_stdout(text: str) -> None:
 
 
 def _leave(job: Job) -> None:
-    """Raise what a failed job says, with its own exit code."""
+    """Raise what a failed job says, with its own exit code; one that was stopped did not do its work either."""
+    if job.status == "STOPPED":
+        raise SightloomError(f"'{job.id}' was stopped", f"sightloom jobs retry {job.id}")
     if job.status == "FAILED":
         error = SightloomError(f"'{job.id}' failed: {job.reason}", f"sightloom jobs logs {job.id}")
         error.exit_code = job.exit_code if job.exit_code and 0 < job.exit_code < 126 else 1

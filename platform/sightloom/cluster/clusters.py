@@ -22,20 +22,12 @@ class Token(Frozen):
         return self
 
 
-class Kubernetes(Frozen):
-    """Where a cluster's manifests go."""
-
-    context: str = ""
-    namespace: str = "default"
-
-
 class Cluster(Frozen):
     """A Ray. `address`: of its dashboard, which holds the Jobs API; `ca`: the certificates its TLS is checked by."""
 
     address: str = Field(pattern=r"^https?://[^/@\s]+/?$")
     token: Token | None = None
     ca: str = ""
-    kubernetes: Kubernetes | None = None
 
 
 class Clusters(Frozen):

@@ -144,7 +144,6 @@ def run_tasks(function: Callable[[Work], Any], works: Iterable[Work], num_cpus: 
 
     Our own errors come out as they were raised, and what runs is ended.
     """
-    gc.collect()  # a Dataset is a cycle: uncollected it keeps the scorers' actors and their memory through packing
     task = ray.remote(num_cpus=num_cpus, max_retries=2)(function)
     waiting: dict[Any, Work] = {}
     upcoming = iter(works)
@@ -162,6 +161,7 @@ def run_tasks(function: Callable[[Work], Any], works: Iterable[Work], num_cpus: 
     finally:
         for reference in waiting:
             ray.cancel(reference)
+        gc.collect()  # a Dataset is a cycle: uncollected it keeps the scorers' actors and their memory through packing
 
 
 def _result(reference: Any) -> Any:

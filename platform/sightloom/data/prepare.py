@@ -114,7 +114,7 @@ def prepare(recipe: Recipe, replace: bool) -> Prepared:
     derived = resolve_derived(recipe.out, recipe.score, specs, clips, taken)
     selection = compile_selection(recipe.select, [*taken, *_score_columns((), derived)])
     if recipe.dedup.semantic is not None:
-        require_embeddings("semantic", recipe.dedup.semantic.scorer, specs)
+        require_embeddings("dedup.semantic", recipe.dedup.semantic.scorer, specs)
     references = resolve_references(recipe.dedup, specs)
     prepared = Prepared(recipe, identity, specs, plan, selection, base_config, derived, references)
     preferred = recipe.dedup.prefer

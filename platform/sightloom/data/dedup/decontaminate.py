@@ -8,7 +8,6 @@ Shapes: N rows, M rows of the evaluation set, D features.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 
 import numpy as np
@@ -25,7 +24,6 @@ from sightloom.data.embeddings import Embeddings
 
 COSINE, BITS = 0.95, 4  # where the recipe says nothing else
 BLOCK = 8_192
-_NO_WORD = re.compile(r"[^\w\s]|_")
 Found = dict[int, tuple[str, bytes]]  # row -> (method, the uid in the evaluation set)
 
 
@@ -67,9 +65,10 @@ def overlap_columns(references: tuple[Reference, ...]) -> tuple[str, ...]:
     return ("kind", "sha256", "flatness", "phash", "phash256", "thumb", *(("text",) if asks else ()))
 
 
-def plain_question(text: str) -> str:
-    """Return a question as it is compared: lower-cased, without punctuation, blanks joined."""
-    return " ".join(_NO_WORD.sub("", text.lower()).split())
+def plain(texts: pa.Array) -> pa.Array:
+    """Return texts [N] lower-cased, each run of anything but letters, marks and digits as one blank; null if none."""
+    found = pc.utf8_trim(pc.replace_substring_regex(pc.utf8_lower(texts), r"[^\p{L}\p{M}\p{N}]+", " "), " ")
+    return pc.if_else(pc.not_equal(found, ""), found, pa.scalar(None, pa.string()))
 
 
 def _values(table: pa.Table, name: str) -> pa.Array:
@@ -80,11 +79,8 @@ def _asked(table: pa.Table) -> pa.Array:
     """Return the questions of dialogues as they are compared, null for pairs and where nothing is left."""
     if "text" not in table.column_names:
         return pa.nulls(table.num_rows, pa.string())
-    found = np.full(table.num_rows, None, object)
-    rows = np.flatnonzero(mask_of(pc.not_equal(table.column("kind"), "pair")))
-    for row, text in zip(rows, table.column("text").take(pa.array(rows)).to_pylist(), strict=True):
-        found[row] = plain_question(text or "") or None
-    return pa.array(found, pa.string())
+    asked = pc.not_equal(_values(table, "kind"), "pair")
+    return plain(pc.if_else(asked, _values(table, "text"), pa.scalar(None, pa.string())))
 
 
 def _identifying(held: pa.Table) -> pa.Array:

@@ -25,7 +25,7 @@ def rule_cuts(rules: Iterable[str]) -> dict[str, list[float]]:
                     for one, other in (pair, pair[::-1]):
                         value = _number(other)
                         for name in _columns(one) if value is not None else ():
-                            cuts.setdefault(name, []).append(float(value or 0))
+                            cuts.setdefault(name, []).append(value or 0.0)
     return {name: sorted(set(values)) for name, values in cuts.items()}
 
 
@@ -33,8 +33,9 @@ def _number(node: ast.expr) -> float | None:
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
         value = _number(node.operand)
         return None if value is None else -value
-    is_number = isinstance(node, ast.Constant) and isinstance(node.value, int | float)
-    return node.value if is_number else None  # type: ignore[attr-defined]
+    if isinstance(node, ast.Constant) and isinstance(node.value, int | float) and not isinstance(node.value, bool):
+        return float(node.value)
+    return None
 
 
 def _columns(node: ast.expr) -> list[str]:

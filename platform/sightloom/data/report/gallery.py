@@ -153,7 +153,8 @@ def _kept(decision: Decision) -> _Wanted:
 
 def _within(shown: dict[int, str], chosen: Sequence[_Wanted]) -> dict[int, str]:
     """Leave out the pictures that the page has no room for: the last of each gallery go first."""
-    left, kept = MAX_BYTES, {}
+    left = MAX_BYTES
+    kept: dict[int, str] = {}
     by_place = sorted((place, row) for part in chosen for place, row in enumerate(part.rows))
     uses = Counter(row for _, row in by_place)
     for _, row in by_place:

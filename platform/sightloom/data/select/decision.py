@@ -1,4 +1,4 @@
-"""What was decided about each row: seven to fourteen bytes a row, whatever the reasons are called."""
+"""What was decided about each row: six to thirteen bytes a row, whatever the reasons are called."""
 
 from __future__ import annotations
 

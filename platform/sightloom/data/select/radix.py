@@ -83,10 +83,13 @@ def keep_best(
 
 def order_keys(scores: npt.NDArray[np.float64], wide: bool) -> npt.NDArray[np.unsignedinteger]:
     """Return unsigned numbers [n] that ascend as finite scores descend; 0.0 and -0.0 are equal."""
-    kind, bits = (np.uint64, 64) if wide else (np.uint32, 32)
-    raw = (scores + 0.0).astype(np.float64 if wide else np.float32).view(kind)
-    top = kind(1 << (bits - 1))
-    return np.where(raw & top, raw, ~(raw | top))
+    if wide:
+        long = (scores + 0.0).astype(np.float64).view(np.uint64)
+        sign = np.uint64(1 << 63)
+        return np.where(long & sign, long, ~(long | sign))
+    short = (scores + 0.0).astype(np.float32).view(np.uint32)
+    mark = np.uint32(1 << 31)
+    return np.where(short & mark, short, ~(short | mark))
 
 
 def _borders(

@@ -19,6 +19,7 @@ from sightloom.data.select.expressions import Expression
 from sightloom.data.sources.records import OK
 
 COUNTED = "text_count"
+MOST = 131_072  # rows worked on at once
 Mask = npt.NDArray[np.bool_]
 Read = Callable[[Sequence[str]], Iterator[pa.Table]]
 
@@ -71,7 +72,7 @@ class Rows:
         if COUNTED in stored:
             stored = (stored - {COUNTED}) | {"text_hash", "kind"}
         start = usable = 0
-        for table in self._read(sorted(stored)):
+        for table in _small(self._read(sorted(stored))):
             ok = mask_of(pc.equal(table.column("status"), OK))
             if COUNTED in names or any(COUNTED in self._derive[one].columns for one in derived):
                 table = table.append_column(COUNTED, self._counts(table, ok))
@@ -116,6 +117,13 @@ class Rows:
             rows = np.flatnonzero(ok & (pairs == sort))
             counts[rows] = number[np.searchsorted(known, hashes[rows])] if len(rows) else 0
         return pa.array(counts, pa.int32(), mask=~ok)
+
+
+def _small(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
+    """Yield the same rows in tables of at most `MOST`."""
+    for table in tables:
+        for start in range(0, table.num_rows, MOST):
+            yield table.slice(start, MOST)
 
 
 def _pairs(table: pa.Table) -> Mask:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import tarfile
 from pathlib import Path
 from types import TracebackType
@@ -35,7 +36,7 @@ class TarWriter:
         self.path = path
         self.offsets: list[int] = [0]
         self.digest = hashlib.sha256()
-        self._file = open(path, "xb")  # noqa: SIM115 - closed by __exit__
+        self._file = open(path, "xb", buffering=0)  # noqa: SIM115 - closed by __exit__; samples are large enough
 
     def __enter__(self) -> TarWriter:
         return self
@@ -45,7 +46,7 @@ class TarWriter:
     ) -> None:
         if kind is None:
             end = self.offsets[-1]
-            self._write(bytes((end + 2 * BLOCK + RECORD - 1) // RECORD * RECORD - end))
+            self._write([bytes((end + 2 * BLOCK + RECORD - 1) // RECORD * RECORD - end)])
         self._file.close()
 
     def add(self, key: str, members: list[tuple[str, bytes]]) -> tuple[int, int]:
@@ -53,16 +54,21 @@ class TarWriter:
         parts = []
         for extension, data in members:
             parts += [header(f"{key}.{extension}", len(data)), data, bytes(-len(data) % BLOCK)]
-        sample = b"".join(parts)
-        offset = self.offsets[-1]
-        self._write(sample)
-        self.offsets.append(offset + len(sample))
-        return offset, len(sample)
+        offset, size = self.offsets[-1], sum(map(len, parts))
+        self._write(parts)
+        self.offsets.append(offset + size)
+        return offset, size
 
     def index(self) -> bytes:
         """Return the index: little-endian uint64 offsets of the samples, then the last one's end."""
         return np.asarray(self.offsets, "<u8").tobytes()
 
-    def _write(self, data: bytes) -> None:
-        self._file.write(data)
-        self.digest.update(data)
+    def _write(self, parts: list[bytes]) -> None:
+        """Write and hash parts as they are: a large picture is not copied to stand beside its header."""
+        for part in parts:
+            self.digest.update(part)
+        missing = sum(map(len, parts)) - os.writev(self._file.fileno(), parts)
+        if missing:  # a full disk, or more than one call takes
+            rest = memoryview(b"".join(parts))[-missing:]
+            while rest:
+                rest = rest[os.write(self._file.fileno(), rest) :]

@@ -64,7 +64,8 @@ def read_members(stream: BinaryIO, wanted: Callable[[str, int], bool], is_range:
             end = position + BLOCK + (size + BLOCK - 1) // BLOCK * BLOCK
             data = None
             if wanted(name, size):
-                data = _exactly(stream, end - position - BLOCK, position + BLOCK, name)[:size]
+                data = _exactly(stream, size, position + BLOCK, name)
+                _skip(stream, end - position - BLOCK - size, position + BLOCK + size, name)
             else:
                 _skip(stream, end - position - BLOCK, position + BLOCK, name)
             yield Member(name, position, end, size, True, False, data)
@@ -94,6 +95,28 @@ def read_members(stream: BinaryIO, wanted: Callable[[str, int], bool], is_range:
         position += padded
         yield Member(name, start, position, info.size, info.type in SAFE_TYPES, info.isdir(), data)
         start, long_name = None, None
+
+
+def members_of(sample: memoryview, wanted: Callable[[str, int], bool]) -> list[Member] | None:
+    """Return the members that fill `sample` as `read_members` does, copying each only once.
+
+    None where a header is not of the commonest kind, or the content ends early: `read_members` knows what to do.
+    """
+    members: list[Member] = []
+    position = 0
+    while position < len(sample):
+        plain = _plain_header(bytes(sample[position : position + BLOCK]))
+        if plain is None:
+            return None
+        name, size = plain
+        start = position + BLOCK
+        end = start + (size + BLOCK - 1) // BLOCK * BLOCK
+        if end > len(sample):
+            return None
+        data = bytes(sample[start : start + size]) if wanted(name, size) else None
+        members.append(Member(name, position, end, size, True, False, data))
+        position = end
+    return members
 
 
 def _plain_header(header: bytes) -> tuple[str, int] | None:

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from sightloom import storage
 from sightloom.data.sources.records import RawRecord, assemble, find
-from sightloom.data.sources.tarstream import BrokenTar, Member, read_members
+from sightloom.data.sources.tarstream import BrokenTar, Member, members_of, read_members
 
 IMAGES = frozenset({"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff"})
 TEXTS = frozenset({"txt", "json"})
@@ -75,7 +75,8 @@ def peek(uri: str) -> float | None:
     """Return the bytes that a record takes at the beginning of a plain tar; None where that shows no whole record."""
     data = storage.read_bytes(uri, 0, PEEK_BYTES)
     starts: list[int] = []
-    key = end = None
+    key: str | None = None
+    end: int | None = None
     try:
         for member in read_members(io.BytesIO(data), lambda name, size: False):
             if _split(member.name)[0] != key:
@@ -96,7 +97,7 @@ def read_range(uri: str, offset: int, size: int, pos: int, fields: dict[str, str
 
 def parse_range(data: bytes | memoryview, pos: int, fields: dict[str, str]) -> RawRecord:
     """Return the one record whose members fill `data`."""
-    members = list(read_members(io.BytesIO(data), _wanted, True))
+    members = members_of(memoryview(data), _wanted) or list(read_members(io.BytesIO(data), _wanted, True))
     return parse_group(pos, members, fields, addressable=True)
 
 
