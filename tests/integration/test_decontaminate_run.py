@@ -1,6 +1,7 @@
 """Semantic deduplication and decontamination on a real Ray: what an evaluation set holds is not packed."""
 
 import json
+import pickle
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,15 @@ import pytest
 
 from sightloom.config import load
 from sightloom.data.curation import Settings, curate, scored_rows
+from sightloom.data.embedding import embed_chunk
 from sightloom.data.embeddings import read_embeddings
 from sightloom.data.fetch import inputs
-from sightloom.data.prepare import prepare
+from sightloom.data.prepare import open_out, prepare, source_files
 from sightloom.data.recipe import Recipe
+from sightloom.data.scoring import jobs, measure_chunk, read
 from sightloom.data.shards.manifest import read_manifest
 from sightloom.data.shards.reader import read_table
+from sightloom.data.signals.clip import ClipModel
 from sightloom.data.steps import run_score
 from sightloom.errors import UserMistake
 from sightloom.progress import NullProgress
@@ -36,6 +40,17 @@ def recipe(tmp_path: Path, name: str, scorer: Path, embeddings: bool = True, **m
     return load(Recipe, path)
 
 
+def score(wanted: Recipe) -> None:
+    """Score a corpus by one worker, which is this process, and compact it on Ray."""
+    prepared = prepare(wanted, False)
+    open_out(prepared, False)
+    models = [ClipModel(spec, "cpu") for spec in prepared.specs]
+    for job in jobs([file for files in source_files(prepared.recipe) for file in files], [{}, {}]):
+        for row in read({"job": pickle.dumps(job)}):
+            embed_chunk(measure_chunk(row, prepared.plan), prepared.plan, models, [True])
+    run_score(wanted, QUIET, PLAIN)
+
+
 def test_evaluation_pictures_and_pictures_alike_go_and_the_manifest_says_how_many(
     tmp_path: Path, tiny_clip: Path
 ) -> None:
@@ -44,10 +59,10 @@ def test_evaluation_pictures_and_pictures_alike_go_and_the_manifest_says_how_man
         str(tmp_path / "bench"), 1, 10, {n: picture(500 + n) for n in range(10)} | {3: picture(20), 8: picture(85)}
     )
     bench = recipe(tmp_path, "bench", tiny_clip, dedup={})
-    run_score(bench, QUIET, PLAIN)
+    score(bench)
     mirror = {"perceptual": {"mirror": True}}
     scored = recipe(tmp_path, "corpus", tiny_clip, dedup=mirror)
-    run_score(scored, QUIET, PLAIN)
+    score(scored)
     opened = [prepare(one, False) for one in (scored, bench)]
     described = [json.loads((Path(one.plan.base.folder) / "group.json").read_text()) for one in opened]
     assert ["phash_mirror" in one["columns"] for one in described] == [True, False]
