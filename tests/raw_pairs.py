@@ -44,3 +44,25 @@ def bomb_bytes() -> bytes:
 
     header = struct.pack(">IIBBBBB", 40_000, 40_000, 8, 0, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + part(b"IHDR", header) + part(b"IDAT", zlib.compress(bytes(99))) + part(b"IEND", b"")
+
+
+def jpeg(data: bytes, scale: float, quality: int) -> bytes:
+    """The same picture at another size and quality."""
+    image = Image.open(io.BytesIO(data)).convert("RGB")
+    size = (round(image.width * scale), round(image.height * scale))
+    sink = io.BytesIO()
+    image.resize(size, Image.Resampling.BICUBIC).save(sink, "JPEG", quality=quality)
+    return sink.getvalue()
+
+
+def smooth(number: int) -> bytes:
+    """Noise whose energy falls with frequency as that of photos does."""
+    frequency = np.fft.fftfreq(128)
+    radius = np.hypot(frequency[:, None], frequency[None])
+    radius[0, 0] = 1 / 128
+    noise = np.random.default_rng(number).normal(size=(128, 128))
+    grey = np.fft.ifft2(np.fft.fft2(noise) / radius).real
+    levels = (grey - grey.min()) / (grey.max() - grey.min()) * 255
+    sink = io.BytesIO()
+    Image.fromarray(levels.astype(np.uint8)).convert("RGB").save(sink, "PNG")
+    return sink.getvalue()

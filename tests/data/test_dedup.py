@@ -1,47 +1,34 @@
+import functools
 import hashlib
 import io
+import pickle
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 
+from sightloom.data.dedup import find, perceptual
 from sightloom.data.dedup.config import DedupConfig
-from sightloom.data.dedup.duplicates import find_duplicates
-from sightloom.data.dedup.perceptual import Hashes, near_pairs
+from sightloom.data.dedup.find import find_duplicates
+from sightloom.data.dedup.perceptual import Bucket, Hashes, near_pairs
 from sightloom.data.measure import measure
 from sightloom.data.signals.config import DecodeLimits
 from sightloom.data.sources.chunks import to_table
 from sightloom.data.sources.records import RawRecord
 from sightloom.errors import UserMistake
 
+from ..raw_pairs import jpeg, smooth
+
 
 def table_of(records: list[RawRecord]) -> pa.Table:
     return measure(to_table(records), "a.tar", DecodeLimits(), {}, (), frozenset()).table
-
-
-def jpeg(data: bytes, scale: float, quality: int) -> bytes:
-    image = Image.open(io.BytesIO(data)).convert("RGB")
-    size = (round(image.width * scale), round(image.height * scale))
-    sink = io.BytesIO()
-    image.resize(size, Image.Resampling.BICUBIC).save(sink, "JPEG", quality=quality)
-    return sink.getvalue()
-
-
-def smooth(number: int) -> bytes:
-    """Noise whose energy falls with frequency as that of photos does."""
-    frequency = np.fft.fftfreq(128)
-    radius = np.hypot(frequency[:, None], frequency[None])
-    radius[0, 0] = 1 / 128
-    noise = np.random.default_rng(number).normal(size=(128, 128))
-    grey = np.fft.ifft2(np.fft.fft2(noise) / radius).real
-    levels = (grey - grey.min()) / (grey.max() - grey.min()) * 255
-    sink = io.BytesIO()
-    Image.fromarray(levels.astype(np.uint8)).convert("RGB").save(sink, "PNG")
-    return sink.getvalue()
 
 
 def test_each_method_finds_its_copies_and_the_preferred_one_stays() -> None:
@@ -120,3 +107,89 @@ def test_uids_are_of_the_content() -> None:
     table = table_of([RawRecord(0, "a", image=picture, text="a cat"), RawRecord(1, "b", image=picture, text="a dog")])
     uids: list[Any] = table.column("uid").to_pylist()
     assert uids[0] != uids[1] and uids[0] == hashlib.sha256(picture + b"\0a cat").digest()[:16]
+
+
+def mirrored(data: bytes) -> bytes:
+    sink = io.BytesIO()
+    ImageOps.mirror(Image.open(io.BytesIO(data)).convert("RGB")).save(sink, "JPEG", quality=80)
+    return sink.getvalue()
+
+
+def test_mirrored_copies_go_where_that_is_asked_for_and_only_there() -> None:
+    pictures = [smooth(n) for n in range(20)]
+    turned = [mirrored(picture) for picture in pictures[:10]]
+    records = [RawRecord(n, str(n), image=picture, text="a cat") for n, picture in enumerate(pictures + turned)]
+    whole = measure(to_table(records), "a.tar", DecodeLimits(), {}, (), frozenset(), mirror=True).table
+    assert "phash_mirror" not in table_of(records).column_names
+    asked = DedupConfig(perceptual={"mirror": True})
+    table = whole.append_column("score", pa.array([0.5] * 20 + [0.9] * 5 + [0.1] * 5))
+    found = find_duplicates(table, asked.model_copy(update={"prefer": "score"}))
+    lost = dict(zip(found.rows.tolist(), found.winners.tolist(), strict=True))
+    assert lost == {**{n: n + 20 for n in range(5)}, **{n + 20: n for n in range(5, 10)}}  # the better one stays
+    assert set(found.reasons) == {"dup_near"}
+    assert find_duplicates(table, DedupConfig(perceptual={"bits": 4})).reasons == ()
+    twice = measure(to_table([records[0], RawRecord(1, "x", image=mirrored(turned[0]), text="a cat")]), "a.tar",
+                    DecodeLimits(), {}, (), frozenset(), mirror=True).table  # fmt: skip
+    assert find_duplicates(twice, asked).reasons == ("dup_near",)
+
+
+def real_pictures(shared_data: Path, name: str, rows: int) -> list[bytes]:
+    table = pq.ParquetFile(shared_data / name).read_row_group(0, ["image"]).slice(0, rows)
+    return [value["bytes"] if isinstance(value, dict) else value for value in table.column("image").to_pylist()]
+
+
+@pytest.mark.parametrize(("name", "rows", "recall"), [("receipts.parquet", 40, 1.0), ("nlvr-0.parquet", 60, 0.85)])
+def test_real_receipts_and_scenes_are_not_joined_and_their_copies_are_found(
+    shared_data: Path, name: str, rows: int, recall: float
+) -> None:
+    pictures = list(dict.fromkeys(real_pictures(shared_data, name, rows)))
+    copies = [jpeg(picture, 0.75, 60) for picture in pictures[: rows // 2]]
+    records = [RawRecord(n, str(n), image=picture, text="x") for n, picture in enumerate(pictures + copies)]
+    found = find_duplicates(table_of(records), DedupConfig(perceptual={"bits": 4}))
+    joined = {tuple(sorted(pair)) for pair in zip(found.rows.tolist(), found.winners.tolist(), strict=True)}
+    wanted = {(n, n + len(pictures)) for n in range(len(copies))}
+    assert joined <= wanted and len(joined) >= recall * len(wanted)
+
+
+def test_buckets_find_what_the_whole_finds(monkeypatch: pytest.MonkeyPatch) -> None:
+    table, config = copies_of_copies(), DedupConfig(prefer="score", perceptual={"bits": 4, "mirror": True})
+    whole, seen = find_duplicates(table, config), list[int]()
+
+    def run(function: Callable[[Bucket], Any], works: Iterable[Bucket]) -> Iterator[tuple[Bucket, Any]]:
+        for work in reversed(list(works)):  # tasks end in any order
+            seen.append(len(work.rows))
+            yield work, function(pickle.loads(pickle.dumps(work)))
+
+    monkeypatch.setattr(perceptual, "BUCKET_ROWS", 5)
+    uids = table.column("uid").combine_chunks()
+    assert find_duplicates(table, config, run=run).table(uids).equals(whole.table(uids)) and not seen
+    monkeypatch.setattr(find, "TASKS_ABOVE", 10)
+    assert find_duplicates(table, config, run=run).table(uids).equals(whole.table(uids))
+    assert len(seen) == 15 * 8 and sum(seen) == 15 * 2 * table.num_rows
+
+
+@settings(deadline=None, max_examples=15)
+@given(st.randoms(use_true_random=False))
+def test_shuffled_rows_give_the_same_uids(random: Any) -> None:
+    """Of copies of copies at many qualities the same ones stay, whatever the order; the highest score is among them."""
+    table = copies_of_copies()
+    order = list(range(table.num_rows))
+    random.shuffle(order)
+    config = DedupConfig(prefer="score", perceptual={"bits": 4, "mirror": True})
+    outcomes = []
+    for part in (table, table.take(pa.array(order))):
+        lost = set(find_duplicates(part, config).rows.tolist())
+        outcomes.append(sorted(uid for row, uid in enumerate(part.column("uid").to_pylist()) if row not in lost))
+    assert outcomes[0] == outcomes[1] and 4 <= len(outcomes[0]) < 10
+    best = table.column("uid")[int(np.argmax(table.column("score").to_numpy()))].as_py()
+    assert best in outcomes[0]
+
+
+@functools.cache
+def copies_of_copies() -> pa.Table:
+    pictures = [smooth(n) for n in range(4)]
+    pictures += [jpeg(one, 1.0, quality) for one in pictures for quality in (90, 70, 50)]
+    pictures += [mirrored(one) for one in pictures[:4]]
+    records = [RawRecord(n, str(n), image=one, text="a cat") for n, one in enumerate(pictures)]
+    table = measure(to_table(records), "a.tar", DecodeLimits(), {}, (), frozenset(), mirror=True).table
+    return table.append_column("score", pa.array(np.random.default_rng(0).normal(size=table.num_rows)))

@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from sightloom import storage
 from sightloom.config import canonical_json, digest
 from sightloom.data.decisions import parts_of, read_parts
-from sightloom.data.dedup.duplicates import Duplicates
+from sightloom.data.dedup.duplicates import OUTSIDE, Duplicates
 from sightloom.data.ledger import list_names, parquet_bytes
 from sightloom.data.prepare import Prepared
 from sightloom.data.recipe import Recipe
@@ -29,9 +30,9 @@ def fingerprints(prepared: Prepared, chunks: Sequence[str]) -> dict[str, Any]:
     """Name each step's artifacts by all that decides their content."""
     recipe = prepared.recipe
     scores = {group.name: group.fingerprint for group in prepared.groups}
-    evaluation = [[one.name, one.base.fingerprint, one.chunks, sorted(one.scorers)] for one in prepared.references]
-    more = {"references": evaluation} if evaluation else {}
-    dedup = digest({"scores": scores, "chunks": sorted(chunks), "config": recipe.dedup, **more})[:12]
+    config = recipe.dedup.model_dump(mode="json")
+    config["decontaminate"] = [[reference.name, reference.content] for reference in prepared.references]
+    dedup = digest({"scores": scores, "chunks": sorted(chunks), "config": config})[:12]
     seeded = {"seed": recipe.seed} if recipe.select.sample is not None else {}
     select = digest({"dedup": dedup, "config": recipe.select, **seeded})[:12]
     plan = digest({"select": select, "config": recipe.pack, "name": recipe.name, "seed": recipe.seed})[:12]
@@ -60,7 +61,9 @@ def read_duplicates(out: str, fingerprint: str) -> Duplicates | None:
     rows = storage.read_json(storage.join(folder, "done.json"))["rows"]
     table = read_parts(storage.join(folder, "dups.parquet"), rows)
     found = [table.column(name).to_numpy(zero_copy_only=False) for name in ("row", "of_row")]
-    return Duplicates(found[0], tuple(table.column("reason").to_pylist()), found[1])
+    named = table.filter(pc.equal(table.column("of_row"), OUTSIDE)).select(["row", "method", "of"]).to_pylist()
+    outside = {one["row"]: (one["method"], one["of"]) for one in named}
+    return Duplicates(found[0], tuple(table.column("reason").to_pylist()), found[1], outside)
 
 
 def write_plan(out: str, fingerprint: str, planned: pa.Table) -> str:

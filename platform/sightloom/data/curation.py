@@ -6,8 +6,8 @@ the manifest is written last. Killed anywhere, the same command goes on and ends
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,8 +16,8 @@ import pyarrow as pa
 from sightloom import runtime, storage
 from sightloom.config import canonical_json
 from sightloom.data import artifacts, decisions, engine, fetch, lineage
-from sightloom.data.dedup.duplicates import Duplicates, columns_needed
-from sightloom.data.dedup.find import comparable, find_all
+from sightloom.data.dedup.duplicates import Duplicates
+from sightloom.data.dedup.find import columns_needed, find_duplicates
 from sightloom.data.derived import blocks, derive, unlabelled
 from sightloom.data.embedding import encode_labels
 from sightloom.data.embeddings import open_embeddings
@@ -204,9 +204,10 @@ def dedup(prepared: Prepared, scored: Scored, progress: Progress) -> Duplicates:
     if found is None:
         with progress.step("dedup", total=scored.num_rows, unit="rows") as step:
             config = prepared.recipe.dedup
-            stored = [(spec.column, spec.identity()) for spec in prepared.specs if spec.scorer.embeddings]
-            table, opened = scored.read(columns_needed(config)), functools.partial(open_embeddings, scored)
-            found = find_all(table, config, opened, prepared.references, comparable(stored))
+            compared = {name: open_embeddings(scored, f"clip_{name}") for name in prepared.compared}
+            table = scored.read(columns_needed(config, prepared.references))
+            run = partial(engine.run_tasks, num_cpus=1.0)
+            found = find_duplicates(table, config, compared, prepared.references, run)
             artifacts.write_duplicates(out, fingerprint, scored, found)
             step.advance(scored.num_rows)
     return found

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import sightloom
 from sightloom import storage
 from sightloom.config import flatten
+from sightloom.data.dedup.duplicates import OVERLAP
 from sightloom.data.fetch import Inputs
 from sightloom.data.measure import COLUMNS
 from sightloom.data.prepare import MANIFEST, Prepared, describe_source
@@ -64,8 +65,8 @@ def make_manifest(
         totals=totals,
         columns=_columns(prepared),
         decontaminated=tuple(
-            {"name": one.name, "removed": decision.dropped.get(f"eval_overlap_{one.name}", 0)}
-            for one in prepared.references
+            {"name": reference.name, "removed": decision.dropped.get(OVERLAP + reference.name, 0)}
+            for reference in prepared.references
         ),
         scorers=tuple(_scorers(prepared)),
         sources=tuple(sources),

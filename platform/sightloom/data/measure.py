@@ -70,6 +70,7 @@ COLUMNS: dict[str, tuple[pa.DataType, str]] = {
     "phash256": (pa.binary(32), "DCT hash, 256 bits"),
     "thumb": (pa.binary(48), "4x4 RGB thumbnail"),
 }
+MIRRORED = ("phash_mirror", pa.binary(40), "both DCT hashes of the mirrored picture")  # a column where it is asked for
 
 
 @dataclass(slots=True)
@@ -109,6 +110,7 @@ def measure(
     specs: Sequence[CropSpec],
     crop_kinds: frozenset[str],
     danger: Callable[[bytes], str | None] = trusting,
+    mirror: bool = False,
 ) -> Measured:
     """Compute the base columns of a chunk.
 
@@ -120,6 +122,7 @@ def measure(
         specs: the crops to make.
         crop_kinds: the kinds of record that are to be scored.
         danger: says why a picture must not be decoded here, if it must not: it becomes `internal_error`.
+        mirror: hash the mirrored pictures too, as column `phash_mirror`.
     """
     pictures, known = Pictures(), dict[str, int | tuple[str, str]]()
     rows = [dict.fromkeys(COLUMNS) for _ in range(records.num_rows)]
@@ -143,11 +146,12 @@ def measure(
                 row["status"], row["detail"] = found
         for name in keep_fields:
             row[f"src_{name}"] = find(json.loads(record["meta"]), name)
-    _fill_hashes(rows, pictures)
+    _fill_hashes(rows, pictures, mirror)
+    types = base_types(mirror)
     table = pa.Table.from_arrays(
-        [pa.array([row[name] for row in rows], kind) for name, (kind, _) in COLUMNS.items()]
+        [pa.array([row.get(name) for row in rows], kind) for name, kind in types.items()]
         + [_kept(rows, name, ARROW_TYPES[kind]) for name, kind in keep_fields.items()],
-        names=[*COLUMNS, *(f"src_{name}" for name in keep_fields)],
+        names=[*types, *(f"src_{name}" for name in keep_fields)],
     )
     crops = [
         np.stack([pictures.crops[found][number] for _, found in chosen])
@@ -158,6 +162,12 @@ def measure(
     status = dict(Counter(str(row["status"]) for row in rows))
     kinds = [str(rows[index]["kind"]) for index, _ in chosen]
     return Measured(table, status, [index for index, _ in chosen], texts, kinds, crops)
+
+
+def base_types(mirror: bool) -> dict[str, pa.DataType]:
+    """Return the type of each base column; `mirror` adds the hashes of mirrored pictures."""
+    name, mirrored, _ = MIRRORED
+    return {column: kind for column, (kind, _) in COLUMNS.items()} | ({name: mirrored} if mirror else {})
 
 
 def _identity(record: dict[str, Any], src: str) -> dict[str, Any]:
@@ -208,16 +218,18 @@ def look(data: bytes, limits: DecodeLimits, pictures: Pictures, specs: Sequence[
     return len(pictures.facts) - 1
 
 
-def _fill_hashes(rows: list[dict[str, Any]], pictures: Pictures) -> None:
+def _fill_hashes(rows: list[dict[str, Any]], pictures: Pictures, mirror: bool) -> None:
     if not pictures.facts:
         return
-    short = perceptual_hashes(np.stack(pictures.coarse), 8)
-    long = perceptual_hashes(np.stack(pictures.fine), 16)
+    coarse, fine = np.stack(pictures.coarse), np.stack(pictures.fine)
+    short, long = perceptual_hashes(coarse, 8), perceptual_hashes(fine, 16)
+    turned = (perceptual_hashes(coarse[:, :, ::-1], 8), perceptual_hashes(fine[:, :, ::-1], 16)) if mirror else None
     for row in rows:
         number = row.pop("_picture", None)
         if number is not None:
             row["phash"], row["phash256"] = short[number].tobytes(), long[number].tobytes()
             row["thumb"] = pictures.thumbs[number]
+            row[MIRRORED[0]] = turned[0][number].tobytes() + turned[1][number].tobytes() if turned else None
 
 
 def _kept(rows: list[dict[str, Any]], name: str, kind: pa.DataType) -> pa.Array:

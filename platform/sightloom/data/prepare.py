@@ -10,11 +10,11 @@ from typing import Any
 
 from sightloom import storage
 from sightloom.config import digest, flatten
-from sightloom.data.dedup.overlap import Reference, open_reference
+from sightloom.data.dedup.references import Reference, resolve_references
 from sightloom.data.derived import Derived, resolve_derived
 from sightloom.data.embeddings import require_embeddings
 from sightloom.data.ledger import Group
-from sightloom.data.measure import COLUMNS, VERSION
+from sightloom.data.measure import COLUMNS, VERSION, base_types
 from sightloom.data.recipe import Recipe, jsonable
 from sightloom.data.scoring import ScorePlan
 from sightloom.data.select.choose import Compiled, compile_selection
@@ -54,6 +54,13 @@ class Prepared:
         return storage.join(self.recipe.out, "shards", self.recipe.name)
 
     @property
+    def compared(self) -> tuple[str, ...]:
+        """The scorers whose embeddings deduplication reads."""
+        semantic = self.recipe.dedup.semantic
+        own = () if semantic is None else (semantic.scorer,)
+        return tuple(dict.fromkeys((*own, *(name for one in self.references for name in one.embedded))))
+
+    @property
     def columns_of_scores(self) -> tuple[str, ...]:
         """The columns of scorers, banks and heads that are numbers."""
         return tuple(name for name, kind in _score_columns(self.specs, self.derived).items() if kind == "float")
@@ -90,6 +97,7 @@ def prepare(recipe: Recipe, replace: bool) -> Prepared:
         "decode": recipe.score.decode.model_dump(mode="json"),
         "keep_fields": dict(sorted(keep.items())),
     }
+    base_config |= {"mirror": True} if recipe.dedup.mirror else {}  # its own group, only where it is asked for
     base = Group.make(recipe.out, "base", base_config)
     crops = tuple(dict.fromkeys(spec.crop for spec in specs))
     plan = ScorePlan(
@@ -100,13 +108,14 @@ def prepare(recipe: Recipe, replace: bool) -> Prepared:
         crops,
         recipe.score.decode,
         keep,
+        recipe.dedup.mirror,
     )
     taken = [*COLUMNS, COUNTED, *(f"src_{name}" for name in keep), *(spec.column for spec in specs)]
     derived = resolve_derived(recipe.out, recipe.score, specs, clips, taken)
     selection = compile_selection(recipe.select, [*taken, *_score_columns((), derived)])
     if recipe.dedup.semantic is not None:
         require_embeddings("dedup.semantic", recipe.dedup.semantic.scorer, specs)
-    references = tuple(open_reference(one.name, one.scores) for one in recipe.dedup.decontaminate)
+    references = resolve_references(recipe.dedup, specs)
     prepared = Prepared(recipe, identity, specs, plan, selection, base_config, derived, references)
     preferred = recipe.dedup.prefer
     if preferred is not None and preferred not in prepared.columns:
@@ -135,7 +144,8 @@ def open_out(prepared: Prepared, single_writer: bool) -> None:
     storage.ensure_writable(out)
     if not single_writer:
         storage.ensure_exclusive(out)
-    prepared.plan.base.describe(prepared.base_config, {name: str(kind) for name, (kind, _) in COLUMNS.items()})
+    types = {name: str(kind) for name, kind in base_types(prepared.plan.mirror).items()}
+    prepared.plan.base.describe(prepared.base_config, types)
     for group, spec in zip(prepared.plan.clips, prepared.specs, strict=True):
         group.describe(spec.identity(), {spec.column: "float"})
     for derived in prepared.derived:
@@ -237,10 +247,10 @@ def _absolute(recipe: Recipe) -> Recipe:
     for scorer in data["score"]["clip"]:
         if scorer["model"].startswith(LOCAL):
             scorer["model"] = LOCAL + _path(scorer["model"].removeprefix(LOCAL))
-    for one in data["dedup"]["decontaminate"]:
-        one["scores"] = _path(one["scores"])
     for head in data["score"]["heads"]:
         head["weights"] = _path(head["weights"])
+    for evaluation in data["dedup"]["decontaminate"]:
+        evaluation["scores"] = _path(evaluation["scores"])
     return Recipe.model_validate(data)
 
 

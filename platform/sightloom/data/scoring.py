@@ -40,6 +40,7 @@ class ScorePlan:
     crops: tuple[CropSpec, ...]
     limits: DecodeLimits
     keep_fields: dict[str, KeptType]
+    mirror: bool = False
 
     @property
     def groups(self) -> tuple[Group, ...]:
@@ -111,7 +112,8 @@ def measure_chunk(row: Row, plan: ScorePlan, careful: bool = False) -> Row:
         records = to_table(row["payload"])
         specs = plan.crops if scored else ()
         with Probe(plan.limits, specs) if careful else contextlib.nullcontext(trusting) as danger:
-            result = measure(records, header["uri"], plan.limits, plan.keep_fields, specs, kinds, danger)
+            uri, keep, mirror = header["uri"], plan.keep_fields, plan.mirror
+            result = measure(records, uri, plan.limits, keep, specs, kinds, danger, mirror)
         if 0 in header["missing"]:
             source = {"uri": header["uri"], "version": header["version"], "first": header["first"]}
             facts = {"status": result.status, "src": source}

@@ -1,31 +1,31 @@
-"""Which duplicates go."""
+"""Which duplicates go, and which evaluation sets must not be met again."""
 
 from __future__ import annotations
 
 from pydantic import Field, model_validator
 
 from sightloom.config import Frozen
-from sightloom.data.signals.config import SHORT_PATTERN
 
 
 class Perceptual(Frozen):
     """Near copies: `bits` of the 64-bit hash are the first sieve, two finer checks follow."""
 
     bits: int = Field(default=4, ge=0, le=4)
+    mirror: bool = Field(default=False, description="also copies that were mirrored left to right; one column more")
 
 
 class Semantic(Frozen):
-    """Pictures whose stored embeddings by a scorer have a cosine of `cosine` or more."""
+    """Pictures that say the same: the cosine of their stored embeddings."""
 
     scorer: str = Field(description="a name in score.clip, with embeddings: true")
     cosine: float = Field(default=0.95, gt=0, le=1)
 
 
 class EvaluationSet(Frozen):
-    """An evaluation set that was scored as a corpus of its own; rows that are in it go."""
+    """A corpus, scored like any other, of which no row may be left in this one."""
 
-    name: str = Field(pattern=SHORT_PATTERN)
-    scores: str = Field(min_length=1, description="its folder OUT/scores")
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,39}$")
+    scores: str = Field(min_length=1, description="its OUT, or OUT/scores")
 
 
 class DedupConfig(Frozen):
@@ -36,6 +36,11 @@ class DedupConfig(Frozen):
     perceptual: Perceptual | None = None
     semantic: Semantic | None = None
     decontaminate: tuple[EvaluationSet, ...] = ()
+
+    @property
+    def mirror(self) -> bool:
+        """Whether mirrored pictures are hashed."""
+        return self.perceptual is not None and self.perceptual.mirror
 
     @model_validator(mode="after")
     def _names_differ(self) -> DedupConfig:

@@ -1,45 +1,39 @@
-"""Which rows are copies of which: exact and perceptual, by priority, so that neither arrival nor retries matter.
-
-In order of priority a row goes if it matches one that stays (no chains). Pictures are compared among pairs only:
-several questions share a picture on purpose. Records are duplicates only of equal records.
-"""
+"""The losers among all rows: what stays in their place and why they go; and reading columns as numbers."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sightloom.data.dedup.config import DedupConfig
-from sightloom.data.dedup.perceptual import MAX_FLATNESS, Hashes, near_pairs
 from sightloom.errors import UserMistake
 
 Mask = npt.NDArray[np.bool_]
 Indexes = npt.NDArray[np.int64]
 SCHEMA = pa.schema([("row", pa.int64()), ("method", pa.string()), ("reason", pa.string()), ("of", pa.binary(16))])
-OVERLAP = ["text", "sha256", "flatness", "phash", "phash256", "thumb"]  # what evaluation sets are compared by
+
+
 METHODS = {"dup_pair": "exact", "dup_image": "exact", "dup_near": "perceptual", "dup_semantic": "semantic"}
+OUTSIDE = -1  # as a winner: what the row matches is in no row of this corpus
+OVERLAP = "eval_overlap_"  # begins the reason of a row that an evaluation set holds
 
 
 @dataclass(frozen=True)
 class Duplicates:
-    """The losers: row, ascending, the reason, and the row that stays in its place (-1: one of an evaluation set)."""
+    """The losers: row, the reason, and the row that stays in its place.
+
+    A row that an evaluation set holds has no such row (`OUTSIDE`); `outside` says by which method it was found, and the
+    uid that it matches there.
+    """
 
     rows: Indexes
     reasons: tuple[str, ...]
     winners: Indexes
-
-    def joined(self, rows: Indexes, reasons: tuple[str, ...], winners: Indexes) -> Duplicates:
-        """Return these losers and others together."""
-        every = np.concatenate([self.rows, rows])
-        order = np.argsort(every)
-        names = (*self.reasons, *reasons)
-        return Duplicates(every[order], tuple(names[place] for place in order),
-                          np.concatenate([self.winners, winners])[order])  # fmt: skip
+    outside: Mapping[int, tuple[str, bytes]] = field(default_factory=dict)
 
     def coded(self, first: int, last: int) -> tuple[Indexes, tuple[str, ...], Indexes]:
         """Return the losers among the rows `first` to `last`: rows, the reasons there are, and each row's number."""
@@ -49,40 +43,47 @@ class Duplicates:
 
     def table(self, uids: pa.Array) -> pa.Table:
         """Return the losers as the table that is stored, by row."""
-        methods = [METHODS.get(reason, "overlap") for reason in self.reasons]
-        columns = [self.rows, methods, list(self.reasons), uids.take(pa.array(self.winners, mask=self.winners < 0))]
-        return pa.Table.from_arrays([pa.array(c) for c in columns], schema=SCHEMA)
+        inside = uids.take(pa.array(np.maximum(self.winners, 0))).to_pylist()
+        facts = [
+            self.outside[row] if row in self.outside else (METHODS[reason], uid)
+            for row, reason, uid in zip(self.rows.tolist(), self.reasons, inside, strict=True)
+        ]
+        columns = [self.rows, [method for method, _ in facts], list(self.reasons), [uid for _, uid in facts]]
+        arrays = [pa.array(column, kind) for column, kind in zip(columns, SCHEMA.types, strict=True)]
+        return pa.Table.from_arrays(arrays, schema=SCHEMA)
 
 
-def find_duplicates(table: pa.Table, config: DedupConfig, among: Mask | None = None) -> Duplicates:
-    """Find the exact and near duplicates among rows [N] with status ok, and true in `among` [N] if it is given."""
-    ok = mask_of(pc.equal(table.column("status"), "ok"))
-    ok = ok if among is None else ok & among
-    pairs = mask_of(pc.equal(table.column("kind"), "pair"))
-    rank = priorities(table, config.prefer)
-    winner_of = np.full(table.num_rows, -1, np.int64)
-    reason_of = np.full(table.num_rows, "", dtype=object)
-    alive = ok.copy()
-    if config.exact:
-        _exact(_codes(table, "uid"), alive, rank, "dup_pair", winner_of, reason_of)
-        alive &= winner_of < 0
-        _exact(_codes(table, "sha256"), alive & pairs, rank, "dup_image", winner_of, reason_of)
-        alive &= winner_of < 0
-    if config.perceptual is not None:
-        chosen = np.flatnonzero(alive & pairs & (numbers(table, "flatness") <= MAX_FLATNESS))
-        _near(table, chosen, rank, config.perceptual.bits, winner_of, reason_of)
-    rows = np.flatnonzero(winner_of >= 0)
-    return Duplicates(rows, tuple(str(reason_of[row]) for row in rows), winner_of[rows])
+class Losers:
+    """What is found so far about rows [N]: who still stands, and of the others who stays for them and why."""
 
+    def __init__(self, alive: Mask) -> None:
+        self.alive = alive
+        self._winner = np.full(len(alive), OUTSIDE, np.int64)
+        self._reason = np.zeros(len(alive), np.int16)
+        self._names = [""]
+        self._outside: dict[int, tuple[str, bytes]] = {}
 
-def columns_needed(config: DedupConfig) -> tuple[str, ...]:
-    """Return the columns that `find_duplicates` reads."""
-    names = ["uid", "status", "kind", "src", "src_pos", "width", "height"]
-    names += ["sha256"] if config.exact else []
-    names += ["flatness", "phash", "phash256", "thumb"] if config.perceptual is not None else []
-    names += OVERLAP if config.decontaminate else []
-    names += [config.prefer] if config.prefer is not None else []
-    return tuple(dict.fromkeys(names))
+    def drop(self, rows: Indexes, winners: Indexes, reason: str) -> None:
+        """Let rows go, each for a row that stays."""
+        self._mark(rows, reason)
+        self._winner[rows] = winners
+
+    def drop_overlaps(self, found: Mapping[int, tuple[str, bytes]], name: str) -> None:
+        """Let rows go that an evaluation set holds: row -> (method, the uid there)."""
+        self._mark(np.fromiter(found, np.int64, len(found)), OVERLAP + name)
+        self._outside |= found
+
+    def _mark(self, rows: Indexes, reason: str) -> None:
+        if len(rows):
+            self.alive[rows] = False
+            self._names += [reason] if reason not in self._names else []
+            self._reason[rows] = self._names.index(reason)
+
+    def found(self) -> Duplicates:
+        """Return the losers, by row."""
+        rows = np.flatnonzero(self._reason)
+        reasons = tuple(self._names[code] for code in self._reason[rows])
+        return Duplicates(rows, reasons, self._winner[rows], self._outside)
 
 
 def priorities(table: pa.Table, prefer: str | None) -> Indexes:
@@ -94,7 +95,7 @@ def priorities(table: pa.Table, prefer: str | None) -> Indexes:
     score = np.zeros(size) if prefer is None else numbers(table, prefer)
     area = numbers(table, "width") * numbers(table, "height")
     high, low = uid_halves(table.column("uid"))
-    source = _codes(table, "src")
+    source = codes_of(table, "src")
     position = numbers(table, "src_pos")
     order = np.lexsort((position, source, low, high, -area, -score))
     rank = np.empty(size, np.int64)
@@ -120,39 +121,12 @@ def uid_halves(uids: pa.ChunkedArray | pa.Array) -> tuple[npt.NDArray[np.uint64]
     return raw[0::2].astype(np.uint64), raw[1::2].astype(np.uint64)
 
 
-def _codes(table: pa.Table, name: str) -> npt.NDArray[np.int64]:
+def codes_of(table: pa.Table, name: str) -> npt.NDArray[np.int64]:
     """Number the distinct values of a column in sorted order; null is -1."""
     column = table.column(name).combine_chunks()
     distinct = pc.unique(column).drop_null()
     distinct = distinct.take(pc.array_sort_indices(distinct))
     return pc.fill_null(pc.index_in(column, value_set=distinct), -1).to_numpy(zero_copy_only=False).astype(np.int64)
-
-
-def _exact(
-    codes: npt.NDArray[np.int64], among: Mask, rank: Indexes, reason: str, winner_of: Indexes, reason_of: object
-) -> None:
-    """Let only the best row of each code stay."""
-    rows = np.flatnonzero(among & (codes >= 0))
-    rows = rows[np.lexsort((rank[rows], codes[rows]))]
-    if not len(rows):
-        return
-    first = np.concatenate([[True], codes[rows][1:] != codes[rows][:-1]])
-    best = rows[np.maximum.accumulate(np.where(first, np.arange(len(rows)), 0))]
-    losers = rows[~first]
-    winner_of[losers] = best[~first]
-    reason_of[losers] = reason  # type: ignore[index]
-
-
-def _near(table: pa.Table, rows: Indexes, rank: Indexes, bits: int, winner_of: Indexes, reason_of: object) -> None:
-    """Let a picture go that is near to a better one that stays."""
-    rows = rows[np.argsort(rank[rows])]
-    hashes = Hashes.read(table, rows)
-    better, worse = near_pairs(hashes, bits)
-    for one, other in zip(better, worse, strict=True):
-        winner, loser = rows[one], rows[other]
-        if winner_of[winner] < 0 and winner_of[loser] < 0:
-            winner_of[loser] = winner
-            reason_of[loser] = "dup_near"  # type: ignore[index]
 
 
 def counts(reasons: Sequence[str]) -> dict[str, int]:

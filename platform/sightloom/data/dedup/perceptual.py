@@ -6,7 +6,9 @@ The 64-bit hash alone joins different receipts and drawn scenes; the 256-bit has
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,9 +17,10 @@ import pyarrow as pa
 BLOCKS = (11, 11, 11, 11, 10, 10)  # two equal ones of six: any hashes within 4 bits of each other share such a pair
 MAX_FINE_BITS = 16
 MAX_THUMB = 8
-MAX_FLATNESS = 0.9  # nearly empty pictures all look alike to a hash
 MAX_BUCKET = 1000  # rows of a larger bucket are compared with its best 1,000
 CROSS_ROWS = 2_000_000
+BUCKET_ROWS = 250_000  # 36 MB of hashes, and at most 64 buckets wait at once
+MAX_FLATNESS = 0.98  # empty pictures all look alike to a hash; scanned pages reach 0.95 and are told apart
 Indexes = npt.NDArray[np.int64]
 
 
@@ -38,30 +41,128 @@ class Hashes:
         fine = np.frombuffer(raw[1], ">u8").astype(np.uint64).reshape(-1, 4)
         return cls(coarse, fine, np.frombuffer(raw[2], np.uint8).astype(np.int16).reshape(-1, 48))
 
-    def near(self, one: Indexes, other: Indexes, bits: int) -> npt.NDArray[np.bool_]:
-        """Tell for index pairs [P] whether both checks call them copies."""
-        result = np.bitwise_count(self.coarse[one] ^ self.coarse[other]) <= bits
+    @classmethod
+    def read_mirrored(cls, table: pa.Table, rows: Indexes) -> Hashes:
+        """Take the hashes of some rows' mirrored pictures; a thumbnail is mirrored here."""
+        taken = table.select(["phash_mirror", "thumb"]).take(pa.array(rows))
+        both, thumb = (b"".join(taken.column(name).to_pylist()) for name in ("phash_mirror", "thumb"))
+        whole = np.frombuffer(both, ">u8").astype(np.uint64).reshape(-1, 5)
+        turned = np.frombuffer(thumb, np.uint8).reshape(-1, 4, 4, 3)[:, :, ::-1]
+        return cls(whole[:, 0].copy(), whole[:, 1:].copy(), turned.reshape(-1, 48).astype(np.int16))
+
+    def near(self, one: Indexes, other: Indexes, bits: int, others: Hashes | None = None) -> npt.NDArray[np.bool_]:
+        """Tell for index pairs [P] whether both checks call them copies; `other` counts in `others` if given."""
+        second = others or self
+        result = np.bitwise_count(self.coarse[one] ^ second.coarse[other]) <= bits
         left = np.flatnonzero(result)
-        result[left] = np.bitwise_count(self.fine[one[left]] ^ self.fine[other[left]]).sum(1) <= MAX_FINE_BITS
+        result[left] = np.bitwise_count(self.fine[one[left]] ^ second.fine[other[left]]).sum(1) <= MAX_FINE_BITS
         left = np.flatnonzero(result)
-        result[left] = np.abs(self.thumb[one[left]] - self.thumb[other[left]]).max(1, initial=0) <= MAX_THUMB
+        result[left] = np.abs(self.thumb[one[left]] - second.thumb[other[left]]).max(1, initial=0) <= MAX_THUMB
         return result
 
 
-def near_pairs(hashes: Hashes, bits: int) -> tuple[Indexes, Indexes]:
-    """Return all near pairs as (better, worse), ordered by the better one, then the worse."""
-    found: list[npt.NDArray[np.int64]] = []
-    for first, second in itertools.combinations(range(len(BLOCKS)), 2):
-        keys = _block(hashes.coarse, first) << np.uint64(16) | _block(hashes.coarse, second)
-        order = np.argsort(keys, kind="stable").astype(np.int64)
-        for one, other in _candidates(keys[order], order):
-            near = hashes.near(one, other, bits)
-            if near.any():
-                found.append(np.stack([np.minimum(one, other)[near], np.maximum(one, other)[near]], 1))
-    if not found:
-        return np.zeros(0, np.int64), np.zeros(0, np.int64)
-    pairs = np.unique(np.concatenate(found), axis=0)
+def near_pairs(hashes: Hashes, bits: int, run: Run | None = None) -> tuple[Indexes, Indexes]:
+    """Return all near pairs as (better, worse), ordered by the better one, then the worse.
+
+    Args:
+        hashes: of M pictures, best first.
+        bits: of the 64-bit hash.
+        run: runs a function of each of many buckets, where it is given; the pairs are the same.
+    """
+    count = 1 if run is None else max(1, -(-len(hashes.coarse) // BUCKET_ROWS))
+    works = buckets(hashes, bits, count)
+    found = [pairs for _, pairs in (run or in_turn)(bucket_pairs, works)]
+    pairs = np.unique(np.concatenate([np.zeros((0, 2), np.int64), *found]), axis=0)
     return pairs[:, 0], pairs[:, 1]
+
+
+@dataclass(frozen=True, eq=False)
+class Bucket:
+    """The pictures of which two blocks of the 64-bit hash fall into one range: all that share a key are in it."""
+
+    hashes: Hashes
+    rows: Indexes
+    blocks: tuple[int, int]
+    bits: int
+
+
+Run = Callable[[Callable[[Bucket], Any], Iterable[Bucket]], Iterator[tuple[Bucket, Any]]]
+
+
+def in_turn(function: Callable[[Bucket], Any], works: Iterable[Bucket]) -> Iterator[tuple[Bucket, Any]]:
+    """Run a function of each bucket here."""
+    return ((work, function(work)) for work in works)
+
+
+def buckets(hashes: Hashes, bits: int, count: int) -> Iterator[Bucket]:
+    """Yield the buckets of all pictures, `count` for each two of the six blocks."""
+    for first, second in itertools.combinations(range(len(BLOCKS)), 2):
+        if count == 1:
+            yield Bucket(hashes, np.arange(len(hashes.coarse)), (first, second), bits)
+            continue
+        range_of = _keys(hashes.coarse, first, second) % np.uint64(count)
+        for number in range(count):
+            rows = np.flatnonzero(range_of == np.uint64(number))
+            yield Bucket(
+                Hashes(hashes.coarse[rows], hashes.fine[rows], hashes.thumb[rows]), rows, (first, second), bits
+            )
+
+
+def bucket_pairs(bucket: Bucket) -> Indexes:
+    """Return the near pairs among the pictures of a bucket, as (better, worse) rows of the whole [P, 2]."""
+    hashes, found = bucket.hashes, [np.zeros((0, 2), np.int64)]
+    keys = _keys(hashes.coarse, *bucket.blocks)
+    order = np.argsort(keys, kind="stable").astype(np.int64)
+    for one, other in _candidates(keys[order], order):
+        near = hashes.near(one, other, bucket.bits)
+        if near.any():
+            found.append(np.stack([np.minimum(one, other)[near], np.maximum(one, other)[near]], 1))
+    return bucket.rows[np.concatenate(found)]
+
+
+def mirrored_pairs(hashes: Hashes, mirrored: Hashes, bits: int, run: Run | None = None) -> tuple[Indexes, Indexes]:
+    """Return the near pairs of pictures as they are or one of them mirrored, as `near_pairs`.
+
+    Args:
+        hashes: of M pictures, best first.
+        mirrored: of the same pictures, mirrored.
+        bits: of the 64-bit hash.
+        run: as `near_pairs`.
+    """
+
+    def mixed(one: npt.NDArray[Any], other: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        return np.stack([one, other], 1).reshape(-1, *one.shape[1:])
+
+    both = Hashes(
+        mixed(hashes.coarse, mirrored.coarse), mixed(hashes.fine, mirrored.fine), mixed(hashes.thumb, mirrored.thumb)
+    )
+    better, worse = near_pairs(both, bits, run)
+    pairs = np.stack([better // 2, worse // 2], 1)  # 2r is picture r, 2r + 1 its mirror image: the order stays
+    pairs = np.unique(pairs[pairs[:, 0] != pairs[:, 1]], axis=0)
+    return pairs[:, 0], pairs[:, 1]
+
+
+def first_near(hashes: Hashes, others: Hashes, bits: int) -> tuple[Indexes, Indexes]:
+    """Return (rows, others): of each picture that is near to any of the others the first such one; by row."""
+    nothing = len(others.coarse)
+    found = np.full(len(hashes.coarse), nothing, np.int64)
+    for first, second in itertools.combinations(range(len(BLOCKS)), 2):
+        keys, theirs = _keys(hashes.coarse, first, second), _keys(others.coarse, first, second)
+        order = np.argsort(theirs, kind="stable").astype(np.int64)
+        low, high = (np.searchsorted(theirs[order], keys, side) for side in ("left", "right"))
+        live, step = np.flatnonzero(high > low), 0
+        while len(live):
+            other = order[low[live] + step]
+            near = np.flatnonzero(hashes.near(live, other, bits, others))
+            found[live[near]] = np.minimum(found[live[near]], other[near])
+            step += 1
+            live = live[high[live] - low[live] > step]
+    rows = np.flatnonzero(found < nothing)
+    return rows, found[rows]
+
+
+def _keys(hashes: npt.NDArray[np.uint64], first: int, second: int) -> npt.NDArray[np.uint64]:
+    return _block(hashes, first) << np.uint64(16) | _block(hashes, second)
 
 
 def _block(hashes: npt.NDArray[np.uint64], number: int) -> npt.NDArray[np.uint64]:

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from sightloom import storage
 from sightloom.config import canonical_json
-from sightloom.data.dedup.duplicates import Duplicates, mask_of
+from sightloom.data.dedup.duplicates import OVERLAP, Duplicates, mask_of
 from sightloom.data.prepare import Prepared
 from sightloom.data.report.cuts import rule_cuts, tops_alone
 from sightloom.data.report.gallery import Gallery, pictures
@@ -24,6 +24,7 @@ from sightloom.data.sources.chunks import SourceFile
 BINS = 40
 SIGNALS = ("text_words", "width", "height", "sharpness", "entropy", "flatness", "aspect")
 LOW_SEPARATION = 0.7
+BEFORE_RULES = ("dup_", OVERLAP)  # how the reasons of deduplication begin
 
 
 def columns_shown(prepared: Prepared) -> tuple[str, ...]:
@@ -76,7 +77,7 @@ def collect(
     ]
     if not totals.kept:
         warnings.append("nothing was kept: see which rule dropped it")
-    alone = {name: count for name, count in totals.dropped.items() if name.startswith("dup_")}
+    alone = {name: count for name, count in totals.dropped.items() if name.startswith(BEFORE_RULES)}
     alone |= decision.alone | tops_alone(table, recipe.select.top)
     cuts = rule_cuts(recipe.select.rules.values())
     columns = [*prepared.columns_of_scores, *recipe.select.derive, *SIGNALS]
@@ -106,7 +107,7 @@ def collect(
 def _statuses(decision: Decision, rules: dict[str, str]) -> list[str]:
     """Return the reasons that come before the rules: what could not be used, then duplicates."""
     named = [name for name in decision.dropped if name not in rules and not name.startswith("top_")]
-    return sorted(named, key=lambda name: (name.startswith("dup_"), name))
+    return sorted(named, key=lambda name: (name.startswith(BEFORE_RULES), name))
 
 
 def _domains(table: pa.Table, decision: Decision) -> dict[str, dict[str, int]]:

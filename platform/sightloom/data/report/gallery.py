@@ -13,7 +13,7 @@ import pyarrow as pa
 from PIL import Image
 
 from sightloom.data.decode import Undecodable, decode
-from sightloom.data.dedup.duplicates import Duplicates, numbers
+from sightloom.data.dedup.duplicates import OUTSIDE, Duplicates, numbers
 from sightloom.data.select.columns import Scored
 from sightloom.data.select.decision import Decision
 from sightloom.data.signals.config import DecodeLimits
@@ -118,6 +118,8 @@ def _copies(duplicates: Duplicates) -> list[_Wanted]:
     """Of each method the first groups: what stays, then its copies."""
     found: dict[str, dict[int, list[int]]] = defaultdict(dict)
     for loser, winner, reason in zip(duplicates.rows, duplicates.winners, duplicates.reasons, strict=True):
+        if winner == OUTSIDE:
+            continue  # what it matches is no row of this corpus
         groups = found[reason]
         if int(winner) in groups or len(groups) < PER_REASON:
             groups.setdefault(int(winner), []).append(int(loser))
@@ -126,10 +128,6 @@ def _copies(duplicates: Duplicates) -> list[_Wanted]:
         rows: list[int] = []
         notes: list[str] = []
         for number, (winner, losers) in enumerate(groups.items(), 1):
-            if winner < 0:  # the picture of an evaluation set is not at hand
-                rows += losers[:PER_REASON]
-                notes += ["a copy of an evaluation set's, dropped"] * len(losers[:PER_REASON])
-                continue
             shown = losers[:COPIES]
             more = f" ({len(losers)} copies)" if len(losers) > COPIES else ""
             rows += [winner, *shown]
