@@ -64,9 +64,7 @@ def validate(cls: type[T], data: Any, origin: str) -> T:
 
 def canonical_json(value: Any) -> bytes:
     """Canonical JSON (sorted keys, no spaces, UTF-8) of models, dataclasses and plain data; NaN is refused."""
-    return json.dumps(
-        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False, default=_plain
-    ).encode()
+    return _CANONICAL.encode(value).encode()
 
 
 def digest(value: Any) -> str:
@@ -108,6 +106,11 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return dict(value)
     raise TypeError(f"{type(value).__name__} has no canonical JSON form")
+
+
+_CANONICAL = json.JSONEncoder(
+    sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False, default=_plain
+)
 
 
 def _apply(data: dict[str, Any], override: str) -> None:

@@ -6,7 +6,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +26,7 @@ from sightloom.data.sources.records import RawRecord
 
 TABLE_COLUMNS = ("kind", "domain", "task", "width", "height", "text_chars", "src", "source_key", "sha256", "turns",
                  "answer_kind", "reasoning_chars")  # fmt: skip
+MEMBER_COLUMNS = ("key", "uid", "copy", "kind", "domain", "width", "height", "src", "src_pos", "source_key", "sha256")
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def build(job: ShardJob) -> dict[str, Any]:
     uri = storage.join(job.folder, job.name)
     with storage.building(uri + ".tar") as tar:
         with TarWriter(tar) as writer:
-            for row, record in zip(job.rows.to_pylist(), gather(job.rows, job.files), strict=True):
+            for row, record in zip(_planned(job), gather(job.rows, job.files), strict=True):
                 members = _members(row, record, job, written)
                 offset, size = writer.add(row["key"], members)
                 written.offset.append(offset)
@@ -89,6 +90,11 @@ def build(job: ShardJob) -> dict[str, Any]:
     built = BuiltShard(shard=shard, images=_counts([name or "" for name in written.image_ext]))
     storage.create(job.commit_uri, canonical_json(built))
     return built.model_dump(mode="json")
+
+
+def _planned(job: ShardJob) -> list[dict[str, Any]]:
+    """Return what a sample's members say of each row, as plain values."""
+    return cast(list[dict[str, Any]], job.rows.select([*MEMBER_COLUMNS, *job.scores]).to_pylist())
 
 
 def _counts(values: Sequence[str]) -> dict[str, int]:

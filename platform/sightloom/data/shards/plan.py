@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from sightloom.data.shards.config import PackConfig
 from sightloom.data.shards.cutting import assign
 from sightloom.data.shards.series import series_of
-from sightloom.data.shards.sizes import RECORD, upper_bounds, usual_sizes
+from sightloom.data.shards.sizes import RECORD, upper_bounds, usual_sizes, words_of
 from sightloom.errors import UserMistake
 
 
@@ -42,7 +42,8 @@ def plan_shards(kept: pa.Table, config: PackConfig, seed: int, num_scores: int) 
         in_series = pc.sort_indices(pa.table({"s": series, "n": np.arange(len(series))}),
                                     [("s", "ascending"), ("n", "ascending")])  # fmt: skip
         ordered, series = ordered.take(in_series), series.take(in_series)
-    bounds, sizes = upper_bounds(ordered, num_scores), usual_sizes(ordered, num_scores)
+    words = words_of(ordered)
+    bounds, sizes = upper_bounds(ordered, num_scores, words), usual_sizes(ordered, num_scores, words)
     cap = int(config.max_mb * 1e6) - 2 * RECORD
     if len(bounds) and bounds.max() > cap:
         worst = int(bounds.argmax())

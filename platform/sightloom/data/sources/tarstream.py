@@ -130,9 +130,10 @@ def _plain_header(header: bytes) -> tuple[str, int] | None:
         checksum, size = int(header[148:156].strip(b" \0"), 8), int(header[124:136].strip(b" \0"), 8)
     except ValueError:
         return None
-    if checksum != 256 + sum(header[:148]) + sum(header[156:]):
+    # Most bytes of a header are NUL: without them the sum is three times as fast.
+    if checksum != 256 + sum(header.translate(None, b"\0")) - sum(header[148:156]):
         return None
-    name = header[: header.find(b"\0", 0, 100) if header.find(b"\0", 0, 100) >= 0 else 100]
+    name = header[:100].partition(b"\0")[0]
     return None if name.endswith(b"/") else (name.decode("utf-8", "surrogateescape"), size)
 
 
