@@ -57,8 +57,10 @@ class Places:
         held += [(now + self._patience_s, task)] * given
         if given:
             del asking[task]
-        for mine, kept in ((self._held, held), (self._asking, asking)):
-            mine.update({host: kept}) if kept else mine.pop(host, None)  # type: ignore[attr-defined]
+        self._held[host], self._asking[host] = held, asking
+        for found in (self._held, self._asking):
+            if not found[host]:
+                del found[host]
         return given
 
 
