@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import gc
 import json
 import pickle
-import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
@@ -15,6 +13,7 @@ import ray
 import ray.data
 
 from sightloom.data.embedding import Embed
+from sightloom.data.fetch.slots import LEASE_S, Places, RemotePlaces
 from sightloom.data.prepare import Prepared
 from sightloom.data.recipe import Recipe
 from sightloom.data.scoring import Job, measure_chunk, read
@@ -93,50 +92,13 @@ def refuse_small_store(prepared: Prepared) -> None:
         )
 
 
-class _Host:
-    """Counts, for a whole run, who is asking each host; a place that its holder lost comes back after a while."""
-
-    def __init__(self, per_host: int, patience_s: float) -> None:
-        self._per_host, self._patience_s = per_host, patience_s
-        self._until: dict[str, list[float]] = {}
-
-    async def acquire(self, host: str) -> None:
-        while True:
-            now = time.monotonic()
-            held = [moment for moment in self._until.get(host, ()) if moment > now]
-            if len(held) < self._per_host:
-                self._until[host] = [*held, now + self._patience_s]
-                return
-            self._until[host] = held
-            await asyncio.sleep(0.01)
-
-    async def release(self, host: str) -> None:
-        if self._until.get(host):
-            self._until[host].pop(0)
-
-
-class RayHostSlots:
-    """Slots that all tasks of a run share; as `fetch.client.HostSlots`."""
-
-    def __init__(self, per_host: int, patience_s: float) -> None:
-        actor = ray.remote(num_cpus=0, max_concurrency=10_000)(_Host)
-        self._host = actor.remote(per_host, patience_s)
-
-    async def acquire(self, host: str) -> None:
-        """Wait for a place."""
-        await self._host.acquire.remote(host)
-
-    async def release(self, host: str) -> None:
-        """Give the place back."""
-        await self._host.release.remote(host)
-
-
-def host_slots(recipe: Recipe) -> RayHostSlots | None:
+def host_slots(recipe: Recipe) -> RemotePlaces | None:
     """Return the run's slots, where there are lists of URLs to fetch."""
     configs = [source.fetch for source in recipe.source if isinstance(source, UrlSource)]
     if not configs:
         return None
-    return RayHostSlots(min(config.per_host for config in configs), 2 * max(config.total_s for config in configs))
+    patience_s = LEASE_S + 2 * max(config.total_s for config in configs)
+    return RemotePlaces(ray.remote(num_cpus=0)(Places).remote(min(config.per_host for config in configs), patience_s))
 
 
 def run_tasks(function: Callable[[Work], Any], works: Iterable[Work], num_cpus: float) -> Iterator[tuple[Work, Any]]:

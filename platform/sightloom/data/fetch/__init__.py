@@ -18,12 +18,12 @@ import pyarrow.parquet as pq
 from sightloom import storage
 from sightloom.config import digest
 from sightloom.data.fetch.chunk import FetchJob, commit_path, fetch_chunk
-from sightloom.data.fetch.client import OK, HostSlots
+from sightloom.data.fetch.client import OK
 from sightloom.data.fetch.lists import UrlList, url_lists
+from sightloom.data.fetch.slots import HostSlots
 from sightloom.data.ledger import FileState, committed_in
-from sightloom.data.prepare import source_files
 from sightloom.data.recipe import Recipe
-from sightloom.data.sources.chunks import SourceFile, source_file
+from sightloom.data.sources.chunks import SourceFile, list_files, source_file
 from sightloom.data.sources.config import UrlSource
 from sightloom.errors import UserMistake
 from sightloom.progress import Progress
@@ -99,14 +99,16 @@ def inputs(recipe: Recipe) -> Inputs:
     """List all files that are to be scored; NotFetched where a list of URLs was not downloaded wholly."""
     per_source: list[list[SourceFile]] = []
     status: Counter[str] = Counter()
-    for source, files in zip(recipe.source, source_files(recipe), strict=True):
-        per_source.append(files)
-        if isinstance(source, UrlSource):
-            for commits in _Stage.of(source, recipe.out).commits(url_lists(source)).values():
-                for commit in commits:
-                    status.update(commit["status"])
-                    status.subtract(commit["replaced"])
-                    files.append(_staged(commit, recipe.score.chunk_rows))
+    for source in recipe.source:
+        if not isinstance(source, UrlSource):
+            per_source.append(list_files(source, recipe.score.chunk_rows))
+            continue
+        per_source.append([])
+        for commits in _Stage.of(source, recipe.out).commits(url_lists(source)).values():
+            for commit in commits:
+                status.update(commit["status"])
+                status.subtract(commit["replaced"])
+                per_source[-1].append(_staged(commit, recipe.score.chunk_rows))
     status.pop(OK, None)
     return Inputs(per_source, {name: count for name, count in sorted(status.items()) if count})
 

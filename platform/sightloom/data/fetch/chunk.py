@@ -18,9 +18,10 @@ import pyarrow as pa
 from sightloom import storage
 from sightloom.config import canonical_json
 from sightloom.data.decode import EXTENSIONS, image_format
-from sightloom.data.fetch.client import OK, Client, HostSlots, Outcome, OwnSlots
+from sightloom.data.fetch.client import OK, Client, Outcome
 from sightloom.data.fetch.resize import resize
 from sightloom.data.fetch.robots import Robots
+from sightloom.data.fetch.slots import LEASE_S, HostSlots, Leases, Places
 from sightloom.data.ledger import parquet_bytes
 from sightloom.data.shards.tarfiles import header
 from sightloom.data.sources.config import FetchConfig
@@ -95,7 +96,8 @@ async def _fetch_all(job: FetchJob, scratch: Path) -> list[_Fetched]:
     robots = Robots(job.robots, datetime.datetime.now(datetime.UTC).date()) if job.config.robots else None
     gate = asyncio.Semaphore(job.config.at_once)
     held = 0
-    async with Client(job.config, job.slots or OwnSlots(job.config.per_host), robots) as client:
+    slots = job.slots or Places(job.config.per_host, LEASE_S + 2 * job.config.total_s)
+    async with Leases(slots) as leases, Client(job.config, leases, robots) as client:
 
         async def one(row: dict[str, Any]) -> _Fetched:
             nonlocal held

@@ -13,7 +13,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Protocol
 from urllib.parse import urljoin, urlsplit
 
 import aiohttp
@@ -22,6 +21,7 @@ from sightloom import __version__
 from sightloom.address import blocked_by, guarded_socket_factory
 from sightloom.data.decode import image_format
 from sightloom.data.fetch.robots import Robots
+from sightloom.data.fetch.slots import Leases
 from sightloom.data.sources.config import FetchConfig
 
 MAX_REDIRECTS = 5
@@ -42,37 +42,11 @@ class Outcome:
     data: bytes | None = None
 
 
-class HostSlots(Protocol):
-    """Who may ask a host now: at most so many at once, over all tasks of a run."""
-
-    async def acquire(self, host: str) -> None:
-        """Wait for a place."""
-
-    async def release(self, host: str) -> None:
-        """Give the place back."""
-
-
-class OwnSlots:
-    """The slots of one process."""
-
-    def __init__(self, per_host: int) -> None:
-        self._per_host = per_host
-        self._hosts: dict[str, asyncio.Semaphore] = {}
-
-    async def acquire(self, host: str) -> None:
-        """Wait for a place."""
-        await self._hosts.setdefault(host, asyncio.Semaphore(self._per_host)).acquire()
-
-    async def release(self, host: str) -> None:
-        """Give the place back."""
-        self._hosts[host].release()
-
-
 class Client:
     """Fetches images by URL."""
 
-    def __init__(self, config: FetchConfig, slots: HostSlots, robots: Robots | None) -> None:
-        self.config, self.slots, self.robots = config, slots, robots
+    def __init__(self, config: FetchConfig, leases: Leases, robots: Robots | None) -> None:
+        self.config, self.leases, self.robots = config, leases, robots
         self.agent = f"sightloom/{__version__} (+{config.contact})"
 
     async def __aenter__(self) -> Client:
@@ -139,7 +113,7 @@ class Client:
                 return Outcome("fetch_scheme", url[:200]), None
             if self.robots is not None and not await self.robots.allows(self.session, self.agent, url):
                 return Outcome("fetch_robots"), None
-            await self.slots.acquire(parts.netloc)
+            await self.leases.acquire(parts.netloc)
             try:
                 async with self.session.get(url, allow_redirects=False) as response:
                     if response.status in (301, 302, 303, 307, 308) and "Location" in response.headers:
@@ -147,7 +121,7 @@ class Client:
                         continue
                     return await self._read(response)
             finally:
-                await self.slots.release(parts.netloc)
+                self.leases.release(parts.netloc)
         return Outcome("fetch_redirects", f"more than {MAX_REDIRECTS}"), None
 
     async def _read(self, response: aiohttp.ClientResponse) -> tuple[Outcome, float | None]:
