@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from sightloom.data import segments
-from sightloom.data.embeddings import embedding_batches, open_embeddings, open_group, read_embeddings
+from sightloom.data.embeddings import open_embeddings, open_group
 from sightloom.data.garbage import find_garbage
 from sightloom.data.ledger import Group, commit, committed
 from sightloom.data.segments import next_compactions, publish, write_segment
@@ -58,16 +58,16 @@ def test_embeddings_come_in_the_order_of_the_rows_whatever_was_committed_first(
                 publish(work.group, write_segment(work))
     scored = compacted(groups)
     expected = np.concatenate([vectors(n, index, rows) for n in range(3) for index, rows in ((0, CHUNK), (1, 3))])
-    assert np.array_equal(read_embeddings(scored, "clip_x"), expected)
+    assert np.array_equal(open_embeddings(scored, "clip_x").read(), expected)
     rows = np.array([38, 0, 11, 11, 25])
-    assert np.array_equal(read_embeddings(scored, "clip_x", rows), expected[rows])
-    assert read_embeddings(scored, "clip_x", []).shape == (0, DIM)
-    blocks = list(embedding_batches(scored, "clip_x", 7))
+    assert np.array_equal(open_embeddings(scored, "clip_x").read(rows), expected[rows])
+    assert open_embeddings(scored, "clip_x").read([]).shape == (0, DIM)
+    blocks = list(open_embeddings(scored, "clip_x").batches(7))
     assert [start for start, _ in blocks] == list(range(0, 39, 7)) and max(len(block) for _, block in blocks) == 7
     assert np.array_equal(np.concatenate([block for _, block in blocks]), expected)
     assert sorted(map(tuple, open_group(groups[1]).read().tolist())) == sorted(map(tuple, expected.tolist()))
     with pytest.raises(IndexError, match="of 39 embeddings"):
-        read_embeddings(scored, "clip_x", [39])
+        open_embeddings(scored, "clip_x").read([39])
 
 
 def test_orphans_are_never_read_and_gc_takes_them_and_them_alone(groups: list[Group], tmp_path: Path) -> None:
@@ -76,7 +76,7 @@ def test_orphans_are_never_read_and_gc_takes_them_and_them_alone(groups: list[Gr
     orphan = Path(groups[1].folder) / "emb" / f"{FILES[0].chunk_id(0)}-deadbeef.npy"
     np.save(orphan, np.full((CHUNK, DIM), 9, np.float16))
     scored = compacted(groups)
-    assert np.abs(read_embeddings(scored, "clip_x")).max() < 9
+    assert np.abs(open_embeddings(scored, "clip_x").read()).max() < 9
     for path in tmp_path.rglob("*"):
         os.utime(path, (time.time() - 90_000,) * 2)
     assert [info.uri for info in find_garbage(str(tmp_path))] == [str(orphan)]
@@ -98,7 +98,7 @@ def test_missing_lost_and_cut_embeddings_are_named(groups: list[Group], tmp_path
     file = next((Path(other[1].folder) / "emb").iterdir())
     file.write_bytes(file.read_bytes()[:-5])
     with pytest.raises(SightloomError, match=r"embeddings .* cannot be read"):
-        read_embeddings(scored, "clip_x")
+        open_embeddings(scored, "clip_x").read()
     file.unlink()
     with pytest.raises(SightloomError, match=r"embeddings .* cannot be read"):
-        read_embeddings(scored, "clip_x")
+        open_embeddings(scored, "clip_x").read()

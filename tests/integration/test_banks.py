@@ -18,7 +18,7 @@ from tests.integration.raw import picture, put_tars, write_recipe
 from sightloom.config import load
 from sightloom.data.curation import Settings, curate, scored_rows
 from sightloom.data.embedding import embed_chunk
-from sightloom.data.embeddings import read_embeddings
+from sightloom.data.embeddings import open_embeddings
 from sightloom.data.fetch import inputs
 from sightloom.data.prepare import prepare, source_files
 from sightloom.data.recipe import Recipe
@@ -117,7 +117,7 @@ def test_a_new_bank_and_head_on_a_scored_corpus_open_no_picture_and_equal_one_pa
     table = scored.read(["source_key", "clip_tiny", "nsfw_safe", "nsfw_unsafe", "head_taste", "domain_top"])
     assert [int(key) for key in table.column("source_key").to_pylist()] == list(range(ROWS))
     assert set(table.column("domain_top").to_pylist()) == {"art"}  # as the source declares
-    stored = read_embeddings(scored, "clip_tiny")
+    stored = open_embeddings(scored, "clip_tiny").read()
     assert np.abs(stored - expected["image"]).max() <= 2**-11  # float16 of values below 1
     # a share moves by a quarter of what two logits move apart, a head by its weights' length times what a vector moves
     atol = {

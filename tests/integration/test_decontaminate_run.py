@@ -13,7 +13,7 @@ import pytest
 from sightloom.config import load
 from sightloom.data.curation import Settings, curate, scored_rows
 from sightloom.data.embedding import embed_chunk
-from sightloom.data.embeddings import read_embeddings
+from sightloom.data.embeddings import open_embeddings
 from sightloom.data.fetch import inputs
 from sightloom.data.prepare import open_out, prepare, source_files
 from sightloom.data.recipe import Recipe
@@ -66,7 +66,7 @@ def test_evaluation_pictures_and_pictures_alike_go_and_the_manifest_says_how_man
     opened = [prepare(one, False) for one in (scored, bench)]
     described = [json.loads((Path(one.plan.base.folder) / "group.json").read_text()) for one in opened]
     assert ["phash_mirror" in one["columns"] for one in described] == [True, False]
-    corpus, held = (read_embeddings(scored_rows(one, inputs(one.recipe)), "clip_tiny") for one in opened)
+    corpus, held = (open_embeddings(scored_rows(one, inputs(one.recipe)), "clip_tiny").read() for one in opened)
     corpus, held = (
         rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (x.astype(float) for x in (corpus, held))
     )

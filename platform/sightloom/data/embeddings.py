@@ -117,16 +117,6 @@ def open_group(group: Group) -> Embeddings:
     return Embeddings(start, tuple(part for part in parts if part.rows))
 
 
-def read_embeddings(scored: Scored, group: str, rows: Sequence[int] | npt.NDArray[np.integer] | None = None) -> Array:
-    """Return the embeddings of some rows (None = all) by a group such as `clip_b32`, float16 [len(rows), D]."""
-    return open_embeddings(scored, group).read(rows)
-
-
-def embedding_batches(scored: Scored, group: str, rows: int = BATCH) -> Iterator[tuple[int, Array]]:
-    """Yield (first row, float16 [n, D]) over all rows of a curation; memory is one block."""
-    return open_embeddings(scored, group).batches(rows)
-
-
 def require_embeddings(what: str, scorer: str, specs: Sequence[ClipSpec]) -> ClipSpec:
     """Return the scorer of that name; UserMistake where there is none, or where its embeddings are not stored.
 

@@ -18,6 +18,7 @@ from sightloom.data.measure import COLUMNS, VERSION, base_types
 from sightloom.data.recipe import Recipe, jsonable
 from sightloom.data.scoring import ScorePlan
 from sightloom.data.select.choose import Compiled, compile_selection
+from sightloom.data.select.rows import COUNTED
 from sightloom.data.shards.manifest import Manifest, read_manifest
 from sightloom.data.shards.series import is_groupable
 from sightloom.data.signals.clip import LOCAL, ClipSpec, resolve
@@ -27,7 +28,6 @@ from sightloom.errors import UserMistake
 
 MANIFEST = "manifest.json"
 EMBEDDED = "-emb"
-COUNTED = "text_count"  # computed where it is asked for, never stored
 
 
 @dataclass(frozen=True)

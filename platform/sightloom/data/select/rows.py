@@ -18,7 +18,7 @@ from sightloom.data.dedup.duplicates import mask_of
 from sightloom.data.select.expressions import Expression
 from sightloom.data.sources.records import OK
 
-COUNTED = "text_count"
+COUNTED = "text_count"  # computed where it is asked for, never stored
 MOST = 131_072  # rows worked on at once
 Mask = npt.NDArray[np.bool_]
 Read = Callable[[Sequence[str]], Iterator[pa.Table]]
