@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+from blake3 import blake3
 
 from sightloom.data.measure import COLUMNS
 from sightloom.data.shards.config import PackConfig
@@ -90,6 +91,7 @@ def _table(files: list[SourceFile]) -> pa.Table:
                 row |= {"src": file.uri, "src_pos": record["pos"], "src_offset": record["offset"], "_file": number}
                 row |= {"src_size": record["size"], "source_key": record["key"], "width": 1, "height": 1}
                 row |= {"sha256": hashlib.sha256(record["image"]).hexdigest(), "text_chars": len(record["text"])}
+                row |= {"blake3": blake3(record["image"]).digest()}
                 rows.append(
                     row
                     | {
