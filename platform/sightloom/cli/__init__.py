@@ -43,6 +43,7 @@ VERBS: dict[str, tuple[str, str]] = {
 }
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DEDUP_LOGS": "0",  # what Ray holds back as a repetition it prints at the very end, after the result, on stdout
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",  # a checkpoint report costs 2.0 s at Ray's default, 0.11 s at this
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_LOGGING_LEVEL": "WARNING",
