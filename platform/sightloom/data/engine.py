@@ -25,6 +25,7 @@ from sightloom.errors import SightloomError, UserMistake
 
 READ_CPUS, MEASURE_CPUS, EMBED_CPUS = 0.25, 0.75, 0.25  # on two cores: two chunks measured beside reader and scorer
 WAVE_FILES = 2000  # of one Dataset: millions of blocks in one are where Ray Data gets slow
+SCORERS_START_S = 3600  # nothing is read before the scorers are there: it would only wait for them, in memory
 AT_ONCE = 64  # single tasks that wait or run
 Work = TypeVar("Work")
 
@@ -53,6 +54,7 @@ def _run(prepared: Prepared, missing: Sequence[Job], careful: bool) -> Iterator[
     rows.context.enable_progress_bars = False
     rows.context.print_on_execution_start = False
     rows.context.issue_detectors_config.detectors = []
+    rows.context.wait_for_min_actors_s = SCORERS_START_S
     cores = max(1, int(ray.cluster_resources().get("CPU", 1)))
     readers = ray.data.TaskPoolStrategy(size=max(1, cores // 2))  # more would only be more processes to hold in memory
     with warnings.catch_warnings():  # Ray 2.60 has no other way to say max_retries, and warns that this one will go
@@ -72,8 +74,14 @@ def _run(prepared: Prepared, missing: Sequence[Job], careful: bool) -> Iterator[
             num_cpus=EMBED_CPUS,
             num_gpus=1 if gpus else None,
         )  # fmt: skip
-    for row in rows.iter_rows():
-        yield json.loads(row["header"])
+    try:
+        for row in rows.iter_rows():
+            yield json.loads(row["header"])
+    except ray.exceptions.GetTimeoutError as error:
+        raise SightloomError(
+            f"the scorers did not start within {SCORERS_START_S / 60:.0f} minutes",
+            "Ray has too few CPUs or GPUs free for score.workers; see `ray status`",
+        ) from error
 
 
 class Scorer(Embed):
