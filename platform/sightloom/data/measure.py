@@ -16,7 +16,7 @@ from blake3 import blake3
 from sightloom.data.decode import EXTENSIONS, Undecodable, decode
 from sightloom.data.signals.caption import caption_signals
 from sightloom.data.signals.config import DecodeLimits
-from sightloom.data.signals.crops import CropSpec, crop
+from sightloom.data.signals.crops import CropSpec, views
 from sightloom.data.signals.picture import hash_inputs, perceptual_hashes, picture_signals, shrink
 from sightloom.data.sources.config import KeptType
 from sightloom.data.sources.records import OK, find
@@ -206,7 +206,7 @@ def look(data: bytes, limits: DecodeLimits, pictures: Pictures, specs: Sequence[
     pictures.coarse.append(coarse)
     pictures.fine.append(fine)
     pictures.thumbs.append(thumb)
-    pictures.crops.append([crop(decoded.image, spec) for spec in specs])
+    pictures.crops.append(views(decoded.image, specs))
     pictures.facts.append(
         {
             "width": decoded.width,
