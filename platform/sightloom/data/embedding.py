@@ -1,22 +1,31 @@
-"""The third stage of scoring: the models' towers on what `measure_chunk` cut, one commit a group and chunk."""
+"""The third stage of scoring: the models' towers on what `measure_chunk` cut, one commit a group and chunk.
+
+The driver names what runs here and holds no torch; the actors and tasks load it.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import torch
 
 from sightloom.data.ledger import commit
 from sightloom.data.scoring import Row, ScorePlan, problem_of, to_row, to_table
 from sightloom.data.signals.banks import BankSpec, mean_labels, write_labels
-from sightloom.data.signals.clip import ClipModel
 from sightloom.data.signals.scorers import ClipSpec
 from sightloom.errors import SightloomError
+from sightloom.later import Later
+
+if TYPE_CHECKING:
+    import torch
+
+    from sightloom.data.signals import clip
+else:
+    torch, clip = Later("torch"), Later("sightloom.data.signals.clip")
 
 
 class Embed:
@@ -26,7 +35,7 @@ class Embed:
         torch.set_num_threads(threads)
         self.plan = plan
         loaded = {spec.loaded: spec for spec in reversed(specs)}  # a scorer serves its masked one too
-        models = {name: ClipModel(spec, device) for name, spec in loaded.items()}
+        models = {name: clip.ClipModel(spec, device) for name, spec in loaded.items()}
         self.models = [models[spec.loaded] for spec in specs]
         self.embeddings = [spec.scorer.embeddings for spec in specs]
 
@@ -38,7 +47,7 @@ def encode_labels(work: tuple[ClipSpec, tuple[tuple[BankSpec, str], ...]]) -> No
     """Encode the prompts of some banks by their scorer, on one core, and keep the label features in their folders."""
     spec, banks = work
     torch.set_num_threads(1)
-    model = ClipModel(spec, "cpu")
+    model = clip.ClipModel(spec, "cpu")
 
     def encode(prompts: list[str]) -> npt.NDArray[np.float32]:
         with torch.inference_mode():

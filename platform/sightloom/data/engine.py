@@ -19,7 +19,7 @@ from sightloom.data.fetch.slots import LEASE_S, Places, RemotePlaces
 from sightloom.data.prepare import Prepared
 from sightloom.data.recipe import Recipe
 from sightloom.data.scoring import Job, ScorePlan, measure_chunk, read
-from sightloom.data.signals.clip import ClipSpec
+from sightloom.data.signals.scorers import ClipSpec
 from sightloom.data.sources.config import UrlSource
 from sightloom.errors import SightloomError, UserMistake
 

@@ -59,8 +59,8 @@ def _by_range(places: Sequence[Place], files: Mapping[int, SourceFile]) -> Itera
         opened = {number: storage.open_read(files[number].uri) for number in {part.file for part in ranges}}
         try:
             for part in ranges:
-                data = os.pread(opened[part.file].fileno(), part.size, part.offset)
-                yield from _records(part, data, files[part.file])
+                found = os.pread(opened[part.file].fileno(), part.size, part.offset)
+                yield from _records(part, found, files[part.file])
         finally:
             for file in opened.values():
                 file.close()
