@@ -18,12 +18,12 @@ from sightloom.data.embedding import Embed
 from sightloom.data.fetch.slots import LEASE_S, Places, RemotePlaces
 from sightloom.data.prepare import Prepared
 from sightloom.data.recipe import Recipe
-from sightloom.data.scoring import Job, ScorePlan, measure_chunk, read
+from sightloom.data.scoring import MEASURE_CPUS, Job, ScorePlan, measure_chunk, read
 from sightloom.data.signals.scorers import ClipSpec
 from sightloom.data.sources.config import UrlSource
 from sightloom.errors import SightloomError, UserMistake
 
-READ_CPUS, MEASURE_CPUS, EMBED_CPUS = 0.25, 0.75, 0.25  # on two cores: two chunks measured beside reader and scorer
+READ_CPUS, EMBED_CPUS = 0.25, 0.25  # with MEASURE_CPUS on two cores: two chunks measured beside reader and scorer
 WAVE_FILES = 2000  # of one Dataset: millions of blocks in one are where Ray Data gets slow
 SCORERS_START_S = 3600  # nothing is read before the scorers are there: it would only wait for them, in memory
 AT_ONCE = 64  # single tasks that wait or run

@@ -12,7 +12,7 @@ from sightloom.data.fetch.lists import url_lists
 from sightloom.data.ledger import committed
 from sightloom.data.prepare import Prepared, prepare, refuse_other, source_files
 from sightloom.data.recipe import Recipe
-from sightloom.data.scoring import jobs
+from sightloom.data.scoring import MEASURE_CPUS, jobs
 from sightloom.data.segments import rows_scored
 from sightloom.data.sources.chunks import SourceFile
 from sightloom.data.sources.config import UrlSource
@@ -22,7 +22,6 @@ BASE_BYTES = 300  # of a row's base columns
 SCORE_BYTES = 4  # of a row and score
 CORE_ROWS_PER_S = 170.0  # measured: one core at 448 x 336; 60 to 70 near one megapixel
 OVERLAP_S = 0.03  # measured: finding text in a picture of 640 pixels at most, on one core
-MEASURE_CPUS = 0.75
 
 
 @dataclass(frozen=True)
