@@ -77,7 +77,7 @@ def test_a_jsonl_benchmark_of_anyone_is_read(tmp_path: Path) -> None:
         ({"id": "1", "question": "?", "answer": "x"}, "line 1: no domain"),
         ({"id": "1", "answer": "x", "domain": "art"}, "'question' is required"),
         ({"id": "1", "question": "?", "domain": "art"}, r"answer.value: is required"),
-        ({"id": "1", "question": "?", "answer": "x", "type": "caption", "domain": "art"}, "expected one of"),
+        ({"id": "1", "question": "?", "answer": "x", "type": "essay", "domain": "art"}, "expected one of"),
         ({"id": "1", "question": "?", "answer": "x", "domain": "art", "image": "gone.png"}, r"gone\.png"),
         ({"id": "1", "question": "?", "answer": "x", "domain": "art", "images": ["a", "b"]}, "at most one picture"),
         ([1], "expected an object"),

@@ -25,8 +25,11 @@ class Chance:
 
 
 def chance_level(examples: Sequence[Example]) -> Chance:
-    """The chance level of one or more examples."""
+    """The chance level of one or more examples; captions have none and count nowhere."""
     tasks: defaultdict[tuple[str, str], list[Answer]] = defaultdict(list)
+    examples = [example for example in examples if example.kind != "caption"]
+    if not examples:
+        return Chance(0.0, None)
     for example in examples:
         tasks[example.domain, example.task].append(example.answer)
     constant = sum(_best_constant(answers) for answers in tasks.values())

@@ -17,14 +17,16 @@ from sightloom.data.select.expressions import compile_expression
 from sightloom.data.shards.heldout import heldout_mask
 from sightloom.data.shards.manifest import read_manifest
 from sightloom.data.shards.reader import SampleReader, read_table
+from sightloom.data.signals.config import ClipScorer
 from sightloom.errors import UserMistake
-from sightloom.evaluation.result import Decoding, Statistics
+from sightloom.evaluation.result import Decoding, Load, Statistics
 from sightloom.records import Answer, Conversation, InvalidRecord, Message
 
 _COLUMNS = (
     "uid", "offset", "size", "kind", "domain", "task", "sha256", "answer_kind", "reasoning_chars", "shard",
 )  # fmt: skip
 _YES_NO = ("yes", "no")
+_TYPES = ("choice", "number", "text", "list", "yes_no", "box", "point", "caption")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +34,8 @@ class Example:
     """One question with a checkable answer.
 
     `conversation` ends with the question; `group` ties examples that share a picture (they are resampled together);
-    `also` are further right answers; `needs_steps` says that the source shows worked steps for it.
+    `also` are further right answers; `needs_steps` says that the source shows worked steps for it. A `caption` has no
+    right answer: its answers are what people wrote.
     """
 
     id: str
@@ -45,6 +48,19 @@ class Example:
     group: str
     needs_steps: bool = False
     also: tuple[Answer, ...] = ()
+    caption: bool = False
+
+    @property
+    def answers(self) -> tuple[Answer, ...]:
+        """Every right answer."""
+        return (self.answer, *self.also)
+
+    @property
+    def kind(self) -> str:
+        """The answer's kind, `yes_no` where those are its options, or `caption`."""
+        if self.caption:
+            return "caption"
+        return "yes_no" if tuple(option.casefold() for option in self.answer.options) == _YES_NO else self.answer.kind
 
     @property
     def question(self) -> str:
@@ -80,13 +96,27 @@ class JsonlSource(Frozen):
     limit: int | None = Field(default=None, ge=1)
 
 
+class LogSource(Frozen):
+    """Another tool's log of answers that it asked and judged itself: shown beside, never asked, never blocking."""
+
+    kind: Literal["lmms_eval", "vlmevalkit"]
+    path: str
+    version: str = Field(min_length=1, description="of the tool that wrote the log")
+    domain: str = Field(min_length=1)
+    task: str = Field(default="", description="empty: the file's own")
+
+
 class Suite(Frozen):
     """A named list of sources, and how they are asked."""
 
     name: str
     decoding: Decoding = Decoding()
     statistics: Statistics = Statistics()
-    sources: tuple[Annotated[ManifestSource | JsonlSource, Field(discriminator="kind")], ...] = Field(min_length=1)
+    perf: Load | None = Field(default=None, description="how fast the endpoint answers; needs one")
+    captions: ClipScorer | None = Field(default=None, description="an open_clip model for CLIPScore of captions")
+    sources: tuple[Annotated[ManifestSource | JsonlSource | LogSource, Field(discriminator="kind")], ...] = Field(
+        min_length=1
+    )
 
 
 def read_suite(suite: Suite, manifest: str | None = None) -> list[Example]:
@@ -101,6 +131,8 @@ def read_suite(suite: Suite, manifest: str | None = None) -> list[Example]:
     """
     examples: list[Example] = []
     for index, source in enumerate(suite.sources):
+        if isinstance(source, LogSource):
+            continue
         if isinstance(source, JsonlSource):
             examples += from_jsonl(source.path, suite.name, source.images, source.domain, source.limit)
             continue
@@ -195,7 +227,7 @@ def suite_digest(examples: Iterable[Example]) -> str:
     whole = hashlib.sha256()
     for example in sorted(examples, key=lambda example: example.id):
         turns = [message.to_json() for message in example.conversation.messages]
-        answers = [answer.to_json() for answer in (example.answer, *example.also)]
+        answers = [answer.to_json() for answer in example.answers]
         whole.update(canonical_json([example.id, example.image_sha256, turns, answers]))
     return whole.hexdigest()
 
@@ -210,6 +242,9 @@ def _example(fields: dict[str, Any], where: str, suite: str, folder: str, domain
     values = fields["answers"] if isinstance(fields.get("answers"), list) else [fields.get("answer")]
     options = fields.get("options") or []
     kind = fields.get("type") or ("choice" if options else "text")
+    caption = kind == "caption"
+    if caption:
+        kind = "text"
     if kind == "yes_no":
         kind, options = "choice", list(_YES_NO)
         values = [str(value).strip().lower() for value in values]
@@ -219,15 +254,17 @@ def _example(fields: dict[str, Any], where: str, suite: str, folder: str, domain
             for value in values
         ]
     except InvalidRecord as error:
-        raise UserMistake(f"{where}: {error}", "types: choice, number, text, list, yes_no, box, point") from error
+        raise UserMistake(f"{where}: {error}", f"types: {', '.join(_TYPES)}") from error
     if not answers:
         raise UserMistake(f"{where}: 'answers' is empty")
     image = storage.read_bytes(storage.join(folder, names[0])) if names else None
     id, its_domain = str(fields["id"]), fields.get("domain") or domain
     if not its_domain:
         raise UserMistake(f"{where}: no domain", "name it in the line, or in the suite's source: `domain: science`")
-    task = str(fields.get("task") or kind)
+    task = str(fields.get("task") or ("caption" if caption else kind))
     question = Message("user", str(fields["question"]), image is not None)
     conversation = Conversation(id, "conversation", task, its_domain, (question,), answers[0])
     group = str(fields.get("group") or (hashlib.sha256(image).hexdigest() if image is not None else id))
-    return Example(id, suite, its_domain, task, image, conversation, answers[0], group, also=tuple(answers[1:]))
+    return Example(
+        id, suite, its_domain, task, image, conversation, answers[0], group, also=tuple(answers[1:]), caption=caption
+    )

@@ -34,7 +34,7 @@ class Examiner:
         metrics |= {
             "eval/all/accuracy": result.overall.value,
             "eval/all/questions": float(result.overall.n),
-            "eval/format/well_formed": result.format.value,
+            "eval/format/well_formed": result.format["well_formed"].value,
         }
         if result.needs_steps is not None:
             metrics["eval/steps/accuracy"] = result.needs_steps.value
