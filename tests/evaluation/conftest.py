@@ -13,8 +13,8 @@ from PIL import Image
 
 from sightloom.config import canonical_json, digest
 from sightloom.data.shards.manifest import FORMAT, Manifest
+from sightloom.evaluation.examples import Example
 from sightloom.evaluation.result import Row
-from sightloom.evaluation.suites import Example
 from sightloom.records import Answer, Conversation, Message
 
 COLOURS = ("red", "green", "blue", "yellow")

@@ -8,12 +8,12 @@ from hypothesis import strategies as st
 from sightloom.errors import UserMistake
 from sightloom.evaluation.answerers import Prediction
 from sightloom.evaluation.chance import chance_level
+from sightloom.evaluation.examples import Example
 from sightloom.evaluation.intervals import grouped_interval
 from sightloom.evaluation.measures import compare
 from sightloom.evaluation.result import Statistics, read_rows, save
 from sightloom.evaluation.runner import evaluate
 from sightloom.evaluation.scoring import is_right
-from sightloom.evaluation.suites import Example
 from sightloom.metrics import wilson
 from sightloom.records import Answer
 

@@ -7,7 +7,9 @@ import pytest
 from sightloom.config import load, validate
 from sightloom.data.shards.heldout import is_heldout
 from sightloom.errors import UserMistake
-from sightloom.evaluation.suites import Suite, from_jsonl, from_manifest, read_suite, suite_digest
+from sightloom.evaluation.examples import suite_digest
+from sightloom.evaluation.jsonl import from_jsonl
+from sightloom.evaluation.suites import Suite, from_manifest, read_suite
 
 from .conftest import png
 

@@ -18,7 +18,7 @@ from PIL import Image
 from sightloom.cli import main
 from sightloom.evaluation.answerers import LocalAnswerer
 from sightloom.evaluation.endpoint import EndpointAnswerer
-from sightloom.evaluation.suites import Example
+from sightloom.evaluation.examples import Example
 from sightloom.model.load import load
 from sightloom.model.scratch import build_folder
 from sightloom.records import Answer, Conversation, Message

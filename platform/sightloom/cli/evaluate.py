@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sightloom.cli import console
+from sightloom.demo.corpus.examples import GENERATORS
 from sightloom.errors import UserMistake
 from sightloom.evaluation.evaluate import Target, run
 from sightloom.evaluation.result import Measure, Result
@@ -56,7 +57,7 @@ def evaluate(
                     f"--serve needs a model folder or an object store's address, not the hub id '{checkpoint}'"
                 )
             address = held.enter_context(private_endpoint(folder, TransformersSettings()))
-        result = run(suite, target, manifest or None, out or None, set_ or [], terminal_progress(), address)
+        result = run(suite, target, manifest or None, out or None, set_ or [], terminal_progress(), address, GENERATORS)
     console.emit(result.to_json(), as_json, lambda screen: _show(screen, result, out))
 
 

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from PIL import Image, UnidentifiedImageError
 
-from sightloom.evaluation.suites import Example
+from sightloom.evaluation.examples import Example
 from sightloom.model.chat import Encoder
 from sightloom.model.generation import Generation, GenerationRequest, Generator
 from sightloom.model.load import VLM

@@ -4,8 +4,8 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from sightloom.evaluation.examples import Example
 from sightloom.evaluation.scoring import is_right
-from sightloom.evaluation.suites import Example
 from sightloom.records import Answer
 
 _CANDIDATES = 25  # the best constant answer is among a task's most frequent ones

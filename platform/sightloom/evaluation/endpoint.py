@@ -12,7 +12,7 @@ from PIL import Image, UnidentifiedImageError
 
 from sightloom.errors import SightloomError, UserMistake
 from sightloom.evaluation.answerers import Prediction, failed, nobody, since_ms
-from sightloom.evaluation.suites import Example
+from sightloom.evaluation.examples import Example
 from sightloom.records import Conversation
 
 _CONCURRENCY = 16

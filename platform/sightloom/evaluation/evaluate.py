@@ -1,6 +1,6 @@
 """The verb: a suite, and a checkpoint or an endpoint, to a result with its rows and its report on disk."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,12 +10,13 @@ from sightloom.errors import UserMistake
 from sightloom.evaluation.answerers import Answerer, LocalAnswerer
 from sightloom.evaluation.clip import caption_cosines
 from sightloom.evaluation.endpoint import EndpointAnswerer
+from sightloom.evaluation.examples import Example
 from sightloom.evaluation.imported import read_imported
 from sightloom.evaluation.perf import measure_load
 from sightloom.evaluation.report import Subject, render
 from sightloom.evaluation.result import Result, Row, save
 from sightloom.evaluation.runner import evaluate
-from sightloom.evaluation.suites import Example, Suite, read_suite
+from sightloom.evaluation.suites import Generator, Suite, read_suite
 from sightloom.model.load import load as load_model
 from sightloom.progress import Progress
 
@@ -47,6 +48,7 @@ def run(
     overrides: list[str],
     progress: Progress,
     private: str = "",
+    generators: Mapping[str, Generator] | None = None,
 ) -> Result:
     """Evaluate and, with `out`, write `rows.jsonl`, `report.html` and then `result.json` there.
 
@@ -63,7 +65,7 @@ def run(
             f"suite '{suite.name}' measures speed (`perf`), which needs an endpoint", "give --endpoint URL, or --serve"
         )
     with progress.step("read suite"):
-        examples = read_suite(suite, manifest)
+        examples = read_suite(suite, manifest, generators)
         imported = read_imported(suite)
     budget = suite.decoding.thinking_token_budget
     with progress.step("reach endpoint" if target.endpoint or private else "load model"):

@@ -6,9 +6,9 @@ from dataclasses import replace
 from sightloom.evaluation.answerers import Prediction
 from sightloom.evaluation.captions import Cosines, cider_d, clip_scores
 from sightloom.evaluation.chance import said
+from sightloom.evaluation.examples import Example
 from sightloom.evaluation.result import Row
 from sightloom.evaluation.scoring import is_right, relaxed
-from sightloom.evaluation.suites import Example
 from sightloom.objectives.rewards import score
 
 

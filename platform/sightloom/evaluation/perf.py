@@ -13,8 +13,8 @@ import numpy as np
 
 from sightloom.errors import SightloomError
 from sightloom.evaluation.endpoint import chat_body
+from sightloom.evaluation.examples import Example
 from sightloom.evaluation.result import Load, Perf
-from sightloom.evaluation.suites import Example
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from PIL import Image, UnidentifiedImageError
 
 from sightloom.evaluation import tables
+from sightloom.evaluation.examples import Example
 from sightloom.evaluation.gate import Decision
 from sightloom.evaluation.result import DomainMeasure, Result, Row, by_domain
-from sightloom.evaluation.suites import Example
 
 _SHOWN = 6  # examples of a kind in each domain
 _EMBEDDED_PX = 512  # larger pictures are shrunk for the page

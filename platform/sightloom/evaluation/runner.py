@@ -7,10 +7,10 @@ from sightloom.errors import UserMistake
 from sightloom.evaluation.answerers import Answerer
 from sightloom.evaluation.captions import Cosines
 from sightloom.evaluation.chance import Chance, chance_level
+from sightloom.evaluation.examples import Example, suite_digest
 from sightloom.evaluation.judge import judge
 from sightloom.evaluation.measures import imported_means, measure, measures
 from sightloom.evaluation.result import Decoding, DomainMeasure, Measure, Result, Row, Statistics, by_domain
-from sightloom.evaluation.suites import Example, suite_digest
 from sightloom.progress import NullProgress, Progress
 
 

@@ -3,9 +3,10 @@
 from pathlib import Path
 
 from sightloom.evaluation.answerers import LocalAnswerer
+from sightloom.evaluation.examples import Example
 from sightloom.evaluation.result import Decoding, save
 from sightloom.evaluation.runner import evaluate
-from sightloom.evaluation.suites import Example, from_manifest
+from sightloom.evaluation.suites import from_manifest
 from sightloom.model.load import VLM
 from sightloom.progress import Progress
 from sightloom.training.curriculum import Stage
