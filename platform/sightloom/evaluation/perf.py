@@ -72,13 +72,14 @@ def _stream(client: httpx.Client, url: str, body: dict[str, Any]) -> _Timing | s
                 if "error" in event:
                     return str(event["error"])
                 tokens = (event.get("usage") or {}).get("completion_tokens", tokens)
-                if any(_says_something(choice["delta"]) for choice in event["choices"]):
+                # an answer may be empty: its end is then its first sign
+                if any(_says_something(choice["delta"]) or choice["finish_reason"] for choice in event["choices"]):
                     last = time.perf_counter()
                     first = first or last
     except (httpx.HTTPError, ValueError, KeyError) as error:
         return f"{type(error).__name__}: {error}"
     if not first:
-        return "an answer without a token"
+        return "the stream ended without an answer"
     return _Timing(first - began, (last - first) / max(tokens - 1, 1), tokens)
 
 
