@@ -15,6 +15,7 @@ import torch
 from sightloom.errors import SightloomError
 from sightloom.training.checkpoint import Clock, Position
 from sightloom.training.curriculum import Optim
+from sightloom.training.flops import Meter
 from sightloom.training.optim import schedule_factor, set_rates
 from sightloom.training.parallel import Workers
 from sightloom.training.sharding import clip_gradients, reduce_at
@@ -48,6 +49,7 @@ def fit(
     clock: Clock,
     save: Callable[[Position], None],
     say: Callable[[Event], None],
+    meter: Meter | None = None,
 ) -> Totals:
     """Run from `start` to `steps`; all workers call it together.
 
@@ -60,20 +62,21 @@ def fit(
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     began = time.perf_counter()
-    tally = _Tally(workers)
+    tally = _Tally(workers, meter)
     samples, in_a_row, skipped, last_said = 0, 0, start.skipped, start.step
     for step in range(start.step, steps):
         step_began = time.perf_counter()
         place = objective.state()
         batches = objective.batches(step)
         tally.wait_s += time.perf_counter() - step_began
-        mine = objective.counts(batches)
+        mine = objective.counts(batches) | (meter.count(batches) if meter is not None else {})
         wants_save = workers.rank == 0 and step > start.step and clock.due(step)
         counts = workers.sum_all({**mine, _SAVE: float(wants_save), "_log": float(tally.due)})
         if counts.pop(_SAVE):
             save(Position(step, place, skipped))
         log = counts.pop("_log") > 0
         optimizer.zero_grad(set_to_none=True)
+        objective.prepare(model, batches, counts)
         for number, batch in enumerate(batches, 1):
             reduce_at(model, last=number == len(batches))
             loss = objective.loss(model, batch, counts)
@@ -109,8 +112,8 @@ def fit(
 class _Tally:
     """Sums between two reports; the sums of all workers meet only when there is something to say."""
 
-    def __init__(self, workers: Workers) -> None:
-        self._workers = workers
+    def __init__(self, workers: Workers, meter: Meter | None) -> None:
+        self._workers, self._meter = workers, meter
         self.total_wait_s = 0.0
         self._reset()
 
@@ -146,6 +149,8 @@ class _Tally:
             if name in self._counts:
                 metrics[f"speed/{name}_per_s"] = self._counts[name] / seconds
         metrics["speed/steps_per_s"] = steps / seconds
+        if self._meter is not None:
+            metrics |= self._meter.metrics(self._counts, steps, seconds)
         metrics[f"{source}/wait_share"] = self.wait_s / seconds
         self.total_wait_s += self.wait_s
         self._reset()

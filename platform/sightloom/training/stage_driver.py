@@ -119,7 +119,7 @@ class StageDriver:
         done = self._folder / "trained.json"
         if storage.exists(str(done)):
             return dict(storage.read_json(str(done)))
-        with progress.step(self._stage.name, total=self._stage.steps, unit="steps") as step:
+        with progress.step(self._stage.name, total=self._stage.num_steps, unit="steps") as step:
             outcome = crew.get().run(self._order(), self._listener(step, run_id))
         if "failed" in outcome:
             raise SightloomError(f"stage '{self._stage.name}': {outcome['failed']}", outcome.get("hint", ""))
@@ -188,6 +188,7 @@ class StageDriver:
             folder=str(self._folder),
             checkpoint=self._curriculum.checkpoint,
             parallel=self._curriculum.parallel,
+            peak_tflops=self._curriculum.tracking.peak_tflops,
             info=info,
         )
 

@@ -136,7 +136,9 @@ class Crew:
 
     def _fit(self) -> None:
         scaling = ray.train.ScalingConfig(
-            num_workers=self._options.workers, resources_per_worker={"CPU": 1}, use_gpu=False
+            num_workers=self._options.workers,
+            resources_per_worker={"CPU": 1},
+            use_gpu=self._options.gpus_per_worker > 0,
         )
         run = ray.train.RunConfig(
             name=self._name,
@@ -155,7 +157,8 @@ class Crew:
 def work(config: dict[str, Any]) -> None:
     """What every worker does: take orders until there are none."""
     context = ray.train.get_context()
-    workers = Workers(context.get_world_rank(), context.get_world_size())
+    device = str(ray.train.torch.get_device())
+    workers = Workers(context.get_world_rank(), context.get_world_size(), device=device)
     torch.set_num_threads(config["threads"])
     desk, done = config["desk"], -1
     while (raw := ray.get(desk.take.remote(done))) is not None:

@@ -20,12 +20,13 @@ from sightloom.training.checkpoint import Clock, Position, restore, save, snapsh
 from sightloom.training.corpus import Corpus
 from sightloom.training.curriculum import Stage
 from sightloom.training.export import Probe, export
+from sightloom.training.flops import FlopCounter, Meter, device_peak
 from sightloom.training.loop import Event, Totals, fit
 from sightloom.training.optim import build_optimizer
 from sightloom.training.order import keyed
-from sightloom.training.parallel import Workers
+from sightloom.training.parallel import Workers, ensure_group
 from sightloom.training.run_options import CheckpointOptions, ParallelOptions
-from sightloom.training.sharding import gathered, shard_model
+from sightloom.training.sharding import compile_blocks, gathered, shard_model
 from sightloom.training.tasks.batch import Packer
 from sightloom.training.tasks.build import build_objective
 
@@ -54,6 +55,7 @@ class StageOrder(Frozen):
     checkpoint: CheckpointOptions
     info: dict[str, Any]
     parallel: ParallelOptions = ParallelOptions()
+    peak_tflops: float | None = None
 
 
 def run_stage(
@@ -66,17 +68,22 @@ def run_stage(
     """
     began = time.perf_counter()
     stage = order.stage
-    workers = replace(workers, sharded=order.parallel.shard > 1)
+    bfloat16 = stage.precision == "bf16"
+    workers = replace(workers, sharded=order.parallel.shard > 1 or bfloat16)
     vlm = load(order.start)
     model = _trainable(vlm, order)
     corpus = _corpus(order.parts, order.heldout)
     encoder = Encoder(vlm.processor)
-    packer = Packer(encoder, vlm.model.config)
+    packer = Packer(encoder, vlm.model.config, workers.device)
     objective = build_objective(stage, corpus, packer, workers, order.seed, vlm, Path(order.folder))
     if order.parallel.recompute:
         vlm.model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.to(workers.device)
+    if order.parallel.compile:
+        compile_blocks(model)
     if workers.sharded:
-        shard_model(model, order.parallel.copies(workers.world), order.parallel.shard)
+        ensure_group()
+        shard_model(model, order.parallel.copies(workers.world), order.parallel.shard, workers.device, bfloat16)
     groups = module_groups(model)
     if stage.train.lora is not None:
         groups["decoder"] = [name for name in groups["decoder"] if lora.is_adapter(name)]
@@ -102,9 +109,10 @@ def run_stage(
     init = objective.measure(model) if measures else {}
     model.train()
     say({"kind": "start", "step": start.step, "prepare_s": time.perf_counter() - began})
+    meter = _meter(model, order, workers)
     clock = Clock(order.checkpoint.every_minutes, order.checkpoint.every_steps, time.monotonic)
     try:
-        totals = fit(model, objective, optimizer, stage.optim, stage.steps, start, workers, clock, keep, say)
+        totals = fit(model, objective, optimizer, stage.optim, stage.num_steps, start, workers, clock, keep, say, meter)
         model.eval()
         metrics = objective.measure(model) if measures else {}
         if workers.sharded:
@@ -126,7 +134,7 @@ def _finish(
     init: dict[str, float],
     totals: Totals,
 ) -> dict[str, Any]:
-    lora.merge(vlm.model)
+    lora.merge(vlm.model.cpu())
     if not all(bool(torch.isfinite(parameter).all()) for parameter in vlm.model.parameters()):
         raise SightloomError(f"stage '{order.stage.name}' ended with weights that are not finite")
     thinking = order.stage.evaluate.thinking
@@ -142,6 +150,14 @@ def _finish(
         "metrics": metrics,
         "digest": digest,
     }
+
+
+def _meter(model: TrainableVLM, order: StageOrder, workers: Workers) -> Meter:
+    stage = order.stage
+    peak = device_peak(workers.device, stage.precision == "bf16", order.peak_tflops)
+    capacity = None if stage.objective.kind == "rl" else stage.batch.packs * stage.batch.max_tokens
+    counter = FlopCounter(model, extra_forwards=int(stage.objective.kind == "dpo"))
+    return Meter(counter, capacity, None if peak is None else peak * workers.world)
 
 
 def _trainable(vlm: VLM, order: StageOrder) -> TrainableVLM:

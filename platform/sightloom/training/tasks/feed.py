@@ -95,6 +95,9 @@ class Fed(Generic[B]):
         del step
         return self._feed.next()
 
+    def prepare(self, model: Any, batches: list[B], counts: dict[str, float]) -> None:
+        """Nothing: a micro-batch stands for itself."""
+
     def report(self) -> dict[str, float]:
         """Samples that could not be read."""
         return {"data/unreadable": float(self._feed.num_unreadable)}
