@@ -10,7 +10,7 @@ import uvicorn
 from sightloom.serving.app import EndpointConfig, build_app
 from sightloom.serving.deploy import Deployment, check_host, check_port
 from sightloom.serving.dispatch import LocalDispatcher
-from sightloom.serving.engines.transformers import TransformersEngine, TransformersSettings
+from sightloom.serving.engines.choice import EngineSettings, make_engine
 
 GRACE_S = 10.0
 
@@ -22,7 +22,7 @@ def serve_here(
     port: int,
     host: str,
     endpoint: EndpointConfig,
-    settings: TransformersSettings,
+    settings: EngineSettings,
     on_ready: Callable[[Deployment], None],
 ) -> None:
     """Serve a model folder until the process is interrupted.
@@ -32,7 +32,7 @@ def serve_here(
     """
     check_host(host, endpoint)
     check_port(host, port)
-    engine = TransformersEngine(folder, version, settings)
+    engine = make_engine(folder, version, settings)
     app = build_app(endpoint, LocalDispatcher(name, engine))
     server = uvicorn.Server(
         uvicorn.Config(
@@ -50,8 +50,10 @@ def serve_here(
             await asyncio.sleep(0.02)
         if not serving.done():
             on_ready(Deployment(address, name, version, engine.info.digest, took))
-        await serving
-        await engine.stop(GRACE_S)
+        try:
+            await serving
+        finally:
+            await engine.stop(GRACE_S)
 
     with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C is how it is meant to end
         asyncio.run(run())

@@ -72,10 +72,12 @@ def resolve(
             presence_penalty=chat.presence_penalty,
             frequency_penalty=chat.frequency_penalty,
             ignore_eos=chat.ignore_eos,
+            seeded=chat.seed is not None,
         ),
         thinking=_thinking(chat, info),
         max_tokens=chat.max_completion_tokens or chat.max_tokens or DEFAULT_MAX_TOKENS,
         deadline_s=deadline_s,
+        streamed=chat.stream or bool(chat.stops),
     )
     return [
         replace(first, request_id=f"{request_id}-{index}", sampling=replace(first.sampling, seed=seed + index))

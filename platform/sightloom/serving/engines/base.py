@@ -24,6 +24,7 @@ class Sampling:
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     ignore_eos: bool = False
+    seeded: bool = True  # the client gave the seed: the same answer is expected again
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +69,11 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class EngineRequest:
-    """One sample to generate."""
+    """One sample to generate.
+
+    `grammar`: the JSON Schema, as text, that binds the answer, not the thinking. `streamed`: somebody reads along, so
+    pieces are small.
+    """
 
     request_id: str
     messages: tuple[Turn, ...]
@@ -77,6 +82,8 @@ class EngineRequest:
     thinking: Thinking
     max_tokens: int
     deadline_s: float
+    grammar: str | None = None
+    streamed: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +174,14 @@ class Engine(Protocol):
 
     def load(self) -> EngineLoad:
         """How busy it is now."""
+        ...
+
+    def check(self) -> None:
+        """See that the engine still can answer, now or after a restart of its own.
+
+        Raises:
+            SightloomError: it has ended for good and must be replaced.
+        """
         ...
 
     async def stop(self, grace_s: float) -> None:

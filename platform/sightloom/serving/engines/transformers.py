@@ -12,8 +12,10 @@ import time
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 from sightloom.config import Frozen
+from sightloom.errors import SightloomError
 from sightloom.model.chat import THINK_CLOSE, THINK_OPEN, Document
 from sightloom.model.generation import GenerationRequest, Generator
 from sightloom.model.load import load
@@ -38,6 +40,7 @@ _log = logging.getLogger(__name__)
 class TransformersSettings(Frozen):
     """How the engine batches and streams."""
 
+    kind: Literal["transformers"] = "transformers"
     dtype: str = "float32"
     device: str = "cpu"
     max_batch: int = 8
@@ -134,7 +137,7 @@ class TransformersEngine:
         budget = request.thinking.effective_budget(max_tokens)
         opened = self._marks is not None and request.thinking.enabled is True
         usage = PromptUsage(len(prompt), self._prompts.num_image_tokens(prompt))
-        splitter = Splitter(self._tokenizer, self._marks, opened, budget, self._ends)
+        splitter = Splitter(self._decode, self._marks, opened, budget, self._ends)
         job = _Job(request, prompt, max_tokens, budget, splitter, usage, asyncio.get_running_loop(), received)
         self._waiting.put(job)
         try:
@@ -152,6 +155,11 @@ class TransformersEngine:
         """How many requests run and wait."""
         return EngineLoad(self._alive, self._running, self._waiting.qsize())
 
+    def check(self) -> None:
+        """Its thread must run."""
+        if not self._alive:
+            raise SightloomError("the engine has ended")
+
     async def stop(self, grace_s: float) -> None:
         """Let the running batch and what waits end for `grace_s` seconds."""
         self._alive = False
@@ -162,7 +170,7 @@ class TransformersEngine:
     def _load(self) -> None:
         vlm = load(str(self._folder), self._settings.dtype, self._settings.device)
         self._generator = Generator(vlm, self._settings.max_batch)
-        self._tokenizer = vlm.tokenizer
+        self._decode = vlm.tokenizer.backend_tokenizer.decode  # leaves special tokens out
         self._prompts = PromptMaker(vlm.processor, self._info.max_model_len)
         ends = vlm.model.generation_config.eos_token_id
         self._ends = frozenset([ends] if isinstance(ends, int) else ends or ())

@@ -1,0 +1,319 @@
+"""The vLLM engine: vLLM's OpenAI server as a supervised child of this process, or at a URL (serving.md §4).
+
+The child listens on a unix socket in a private folder and ends with this process, however that dies. When it dies by
+itself, requests in flight fail with `EngineDied` and it is started again, a few times; then `check` fails.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import secrets
+import time
+from collections import deque
+from collections.abc import AsyncGenerator
+from pathlib import Path
+from typing import Final
+
+import aiohttp
+
+from sightloom.errors import SightloomError, UserMistake
+from sightloom.serving.engines.base import Delta, EngineInfo, EngineLoad, EngineRequest, Thinking
+from sightloom.serving.engines.child import Child
+from sightloom.serving.engines.control import refuse_control_tokens
+from sightloom.serving.engines.folder import read_facts
+from sightloom.serving.engines.split import Splitter
+from sightloom.serving.engines.vllm_server import VllmSettings, command, environment, find_python
+from sightloom.serving.engines.vllm_wire import (
+    Events,
+    Reply,
+    body_of,
+    longest_prompt,
+    read_vocabulary,
+    refusal,
+    too_long,
+)
+from sightloom.serving.engines.warm_up import warm_up_request
+from sightloom.serving.errors import ApiError, engine_died
+
+_log = logging.getLogger(__name__)
+FEATURES: Final = frozenset({"images", "top_k", "min_p", "penalties", "ignore_eos", "structured_output"})
+UNREAD_S: Final = 1.0  # a reply that nobody reads along comes in pieces of about so long
+LARGEST_PIECE: Final = 512  # tokens
+WARM_UP_TOKENS: Final = 16  # on a CPU the first tokens compile what is left
+
+
+class VllmEngine:
+    """Serves a model folder through vLLM. It belongs to the event loop that started it."""
+
+    def __init__(self, folder: Path, version: str, settings: VllmSettings) -> None:
+        self._folder = folder
+        self._settings = settings
+        facts = read_facts(folder)
+        self._words = read_vocabulary(folder)
+        self._info = EngineInfo(
+            kind="vllm",
+            version=version,
+            digest=facts.digest,
+            max_model_len=min(facts.max_model_len, settings.max_model_len or facts.max_model_len),
+            dtype=settings.dtype,
+            features=FEATURES | ({"thinking"} if self._words.marks is not None else set()),
+            thinking=facts.thinking,
+            temperature=facts.temperature,
+            top_p=facts.top_p,
+            top_k=facts.top_k,
+        )
+        self._child: Child | None = None
+        self._http: aiohttp.ClientSession | None = None
+        self._keeper: asyncio.Task[None] | None = None
+        self._alive = False
+        self._failed = ""
+        self._running = 0
+        self._kv_used: float | None = None
+        self._opening = 0
+        self._token_s = 0.05  # seconds between tokens of one reply, smoothed
+        self._heard = 0.0
+        self._restarts: deque[float] = deque()
+        self._doubted = asyncio.Event()
+
+    @property
+    def info(self) -> EngineInfo:
+        """What it serves."""
+        return self._info
+
+    @property
+    def child(self) -> Child | None:
+        """The server's process; None where it is at a URL."""
+        return self._child
+
+    async def start(self) -> None:
+        """Start the server, wait for it and ask it about a warm-up picture; from then on it is watched.
+
+        Raises:
+            UserMistake: there is no vLLM here, or no server at the URL.
+            SightloomError: the server did not start; its last lines are in the message.
+        """
+        await self._begin()
+        self._keeper = asyncio.create_task(self._keep())
+
+    async def generate(self, request: EngineRequest) -> AsyncGenerator[Delta, None]:
+        """Answer one request; see `Engine.generate`."""
+        refuse_control_tokens(request.messages, self._words.control)
+        if not self._alive:
+            raise ApiError(503, "not_ready", "the engine is being started", retry_after_s=5)
+        if self._running == 0:
+            self._heard = time.monotonic()
+        self._running += 1
+        try:
+            async with contextlib.aclosing(self._ask(request, await self._room(request))) as deltas:
+                async for delta in deltas:
+                    yield delta
+        finally:
+            self._running -= 1
+
+    def load(self) -> EngineLoad:
+        """How many requests are at the server; it queues them itself."""
+        return EngineLoad(self._alive, self._running, 0, self._kv_used)
+
+    def check(self) -> None:
+        """See that it lives or is being started again."""
+        if self._failed:
+            raise SightloomError(self._failed)
+
+    async def stop(self, grace_s: float) -> None:
+        """Let running requests end for `grace_s` seconds, then end the server and all that it started."""
+        self._alive = False
+        until = time.monotonic() + grace_s
+        while self._running and time.monotonic() < until:
+            await asyncio.sleep(0.05)
+        if self._keeper is not None:
+            self._keeper.cancel()
+            await asyncio.gather(self._keeper, return_exceptions=True)
+        await self._end()
+
+    async def _begin(self) -> None:
+        settings = self._settings
+        if settings.url is not None:
+            key = Path(settings.key_file).read_text(encoding="utf-8").strip() if settings.key_file else ""
+            self._http = self._session(aiohttp.TCPConnector(limit=0), f"{settings.url.rstrip('/')}/", key)
+            if not await self._healthy():
+                await self._end()
+                raise UserMistake(f"no vLLM server answers at '{settings.url}'", "start it, or correct 'url'")
+        else:
+            key = secrets.token_urlsafe(32)
+            python = find_python(settings)
+            line = command(self._folder.resolve(), settings, self._words, self._info.max_model_len, python)
+            self._child = Child(line, environment(settings, key, os.environ), settings.stop_grace_s)
+            connector = aiohttp.UnixConnector(path=str(self._child.socket), limit=0)
+            self._http = self._session(connector, "http://engine/", key)
+            await self._wait_for(self._child)
+        self._alive = True
+        try:
+            await self._warm_up()
+        except ApiError as error:
+            self._alive = False
+            log = self._child.log if self._child else ""
+            await self._end()
+            raise SightloomError(f"vLLM did not answer the warm-up picture: {error}", log) from error
+
+    def _session(self, connector: aiohttp.BaseConnector, base: str, key: str) -> aiohttp.ClientSession:
+        return aiohttp.ClientSession(
+            base,
+            connector=connector,
+            headers={"authorization": f"Bearer {key}"} if key else {},
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=10.0),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            trust_env=False,
+            read_bufsize=2**20,
+        )
+
+    async def _wait_for(self, child: Child) -> None:
+        until = time.monotonic() + self._settings.start_timeout_s
+        while time.monotonic() < until:
+            if child.status is not None:
+                break
+            if await self._healthy():
+                return
+            await asyncio.sleep(0.25)
+        why = f"ended with status {child.status}" if child.status is not None else "was not ready in time"
+        await self._end()
+        raise SightloomError(f"vLLM {why}; it said last:\n{child.log}", "the lines above are from vLLM itself")
+
+    async def _healthy(self) -> bool:
+        assert self._http is not None
+        timeout = aiohttp.ClientTimeout(total=self._settings.probe_timeout_s)
+        try:
+            async with self._http.get("health", timeout=timeout) as response:
+                return response.status == 200
+        except (aiohttp.ClientError, TimeoutError, OSError):
+            return False
+
+    async def _warm_up(self) -> None:
+        """A picture, and once more inside an open think block, which shows how prompts open it."""
+        async for _ in self._ask(warm_up_request(), WARM_UP_TOKENS):
+            pass
+        marks = self._words.marks
+        if marks is None:
+            return
+        assert self._http is not None
+        asked = warm_up_request()
+        opened = Thinking(True, 8, 1)
+        body = body_of(
+            EngineRequest("opening", asked.messages, asked.images, asked.sampling, opened, 2, asked.deadline_s),
+            self._settings.model, self._words, 2, 0, 1,
+        )  # fmt: skip
+        async with self._http.post("v1/chat/completions", json=body | {"stream": False, "stream_options": None}) as got:
+            prompt = (await got.json()).get("prompt_token_ids", []) if got.status == 200 else []
+        last = max((place for place, token in enumerate(prompt) if token in (marks.open, marks.close)), default=None)
+        if last is not None and prompt[last] == marks.open:
+            self._opening = len(prompt) - last - 1
+
+    async def _room(self, request: EngineRequest) -> int:
+        """The tokens that the reply may have; where that is in doubt, the prompt is read once to be measured."""
+        window, asked = self._info.max_model_len, request.max_tokens
+        longest = longest_prompt(request, self._words)
+        if longest is not None and longest + asked <= window:
+            return asked
+        async for delta in self._ask(request, 1):
+            if delta.usage is not None:
+                if delta.usage.prompt >= window:
+                    raise too_long(delta.usage.prompt, window)
+                return min(asked, window - delta.usage.prompt)
+        raise engine_died()
+
+    async def _ask(self, request: EngineRequest, max_tokens: int) -> AsyncGenerator[Delta, None]:
+        assert self._http is not None
+        thinking = request.thinking
+        opened = self._words.marks is not None and thinking.enabled is True
+        budget = thinking.effective_budget(max_tokens)
+        splitter = Splitter(self._words.decode, self._words.marks, opened, budget, self._words.ends)
+        reply, events = Reply(splitter, self._words.image, time.monotonic()), Events()
+        body = body_of(
+            request, self._settings.model, self._words, max_tokens, self._opening, self._interval(request.streamed)
+        )
+        try:
+            response = await self._http.post("v1/chat/completions", json=body)
+            try:
+                if response.status != 200:
+                    raise refusal(response.status, await response.read(), self._info.max_model_len)
+                while data := await response.content.readany():
+                    self._heard = time.monotonic()
+                    if (delta := reply.push(events.feed(data))) is not None:
+                        yield delta
+                        if delta.finish is not None:
+                            self._measure(reply)
+                            return
+            finally:
+                response.close()
+        except (aiohttp.ClientError, OSError) as error:
+            self._doubted.set()
+            raise engine_died() from error
+        self._doubted.set()
+        raise engine_died()
+
+    def _interval(self, streamed: bool) -> int:
+        """Tokens to a piece, from how fast they come."""
+        return max(1, min(LARGEST_PIECE, round((self._settings.flush_s if streamed else UNREAD_S) / self._token_s)))
+
+    def _measure(self, reply: Reply) -> None:
+        if reply.num_tokens > 1:
+            token_s = max(1e-5, (time.monotonic() - reply.first) / (reply.num_tokens - 1))
+            self._token_s += 0.2 * (token_s - self._token_s)
+
+    async def _keep(self) -> None:
+        """Watch the server; start it again when it has died or hangs."""
+        settings = self._settings
+        while True:
+            if not await self._broken():
+                continue
+            self._alive = False
+            child = self._child
+            _log.warning("the engine died; it said last:\n%s", child.log if child else "(a server at a URL)")
+            await self._end()
+            now = time.monotonic()
+            self._restarts.append(now)
+            while self._restarts and self._restarts[0] < now - settings.restart_window_s:
+                self._restarts.popleft()
+            if len(self._restarts) > settings.max_restarts:
+                self._failed = f"vLLM died {len(self._restarts)} times in {settings.restart_window_s:g} s"
+                return
+            await asyncio.sleep(min(30.0, 2.0 ** (len(self._restarts) - 1)))
+            try:
+                await self._begin()
+            except SightloomError as error:
+                _log.warning("the engine did not start again: %s", error)
+
+    async def _broken(self) -> bool:
+        """Wait for the next look, and see whether the server has died or hangs."""
+        settings = self._settings
+        if not self._alive:
+            return True
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(settings.probe_every_s):
+                await self._doubted.wait()
+        self._doubted.clear()
+        if self._child is not None and self._child.status is not None:
+            return True
+        if self._running and time.monotonic() - self._heard > settings.stall_s:
+            _log.warning("no token came for %.0f s", settings.stall_s)
+            return True
+        if not await self._healthy():
+            return True
+        await self._read_metrics()
+        return False
+
+    async def _read_metrics(self) -> None:
+        assert self._http is not None
+        with contextlib.suppress(aiohttp.ClientError, TimeoutError, OSError, ValueError):
+            async with self._http.get("metrics", timeout=aiohttp.ClientTimeout(total=5)) as response:
+                for line in (await response.text()).splitlines():
+                    if line.startswith("vllm:kv_cache_usage_perc{"):
+                        self._kv_used = float(line.rsplit(" ", 1)[1])
+
+    async def _end(self) -> None:
+        """Close the connections, which fails what is in flight, and end the child."""
+        if self._http is not None:
+            await self._http.close()
+        if self._child is not None:
+            self._child.close()
+            await self._child.wait(2 * self._settings.stop_grace_s + 10)
