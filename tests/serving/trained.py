@@ -67,7 +67,7 @@ def make_trained(folder: Path) -> Path:
             labels = document.input_ids.masked_fill(~document.loss_mask, -100)
             loss = vlm.model(
                 input_ids=document.input_ids[None],
-                attention_mask=torch.ones(1, len(document), dtype=torch.int64),
+                mm_token_type_ids=(document.input_ids == encoder.image_token_id).int()[None],
                 pixel_values=document.pixel_values,
                 image_grid_thw=document.image_grid_thw,
                 labels=labels[None],

@@ -33,7 +33,7 @@ class Child:
     """
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str], grace_s: float) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="sl-"))
+        self.folder = Path(tempfile.mkdtemp(prefix="sl-engine-"))
         self.socket = self.folder / "e.sock"
         if len(os.fsencode(self.socket)) > LONGEST_SOCKET_PATH:
             os.rmdir(self.folder)

@@ -130,6 +130,7 @@ def environment(settings: VllmSettings, key: str, own: Mapping[str, str]) -> dic
     found |= {
         "HOME": str(cache),
         "VLLM_CACHE_ROOT": str(cache),
+        "TORCHINDUCTOR_CACHE_DIR": str(cache / "inductor"),
         "VLLM_API_KEY": key,
         "VLLM_MEDIA_URL_ALLOW_REDIRECTS": "0",
         "VLLM_NO_USAGE_STATS": "1",
