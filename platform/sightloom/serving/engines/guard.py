@@ -22,7 +22,7 @@ from pathlib import Path
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 SHARED_MEMORY = "/dev/shm/"
-LOOK_EVERY_S = 2.0
+LOOK_EVERY_S = 0.5
 
 
 def main(lease: int, grace_s: float, folder: str, command: list[str]) -> int:

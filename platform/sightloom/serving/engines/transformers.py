@@ -17,7 +17,7 @@ from typing import Literal
 from sightloom.config import Frozen
 from sightloom.errors import SightloomError
 from sightloom.model.chat import THINK_CLOSE, THINK_OPEN, Document
-from sightloom.model.generation import GenerationRequest, Generator
+from sightloom.model.generation import Constraint, GenerationRequest, Generator
 from sightloom.model.load import load
 from sightloom.serving.engines.base import (
     Delta,
@@ -29,6 +29,7 @@ from sightloom.serving.engines.base import (
     Timing,
 )
 from sightloom.serving.engines.folder import read_facts
+from sightloom.serving.engines.grammars import Grammars
 from sightloom.serving.engines.prompts import PromptMaker
 from sightloom.serving.engines.split import Splitter, ThinkTokens
 from sightloom.serving.engines.warm_up import warm_up_request
@@ -61,6 +62,7 @@ class _Job:
     usage: PromptUsage
     loop: asyncio.AbstractEventLoop
     received: float
+    constraint: Constraint | None
     replies: "asyncio.Queue[Delta | Exception]" = field(default_factory=asyncio.Queue)
     cancelled: bool = False
     began: float = 0.0
@@ -91,7 +93,7 @@ class TransformersEngine:
             digest=facts.digest,
             max_model_len=facts.max_model_len,
             dtype=self._settings.dtype,
-            features=frozenset({"images", "top_k"}),
+            features=frozenset({"images", "top_k", "structured_output"}),
             thinking=facts.thinking,
             temperature=facts.temperature,
             top_p=facts.top_p,
@@ -131,6 +133,9 @@ class TransformersEngine:
         self._preparing += 1
         try:
             prompt = await asyncio.to_thread(self._prompts.prompt, request)
+            constraint = None
+            if request.grammar is not None:
+                constraint = await asyncio.to_thread(self._grammars.constraint, request.grammar)
         finally:
             self._preparing -= 1
         max_tokens = min(request.max_tokens, self._info.max_model_len - len(prompt))
@@ -138,7 +143,8 @@ class TransformersEngine:
         opened = self._marks is not None and request.thinking.enabled is True
         usage = PromptUsage(len(prompt), self._prompts.num_image_tokens(prompt))
         splitter = Splitter(self._decode, self._marks, opened, budget, self._ends)
-        job = _Job(request, prompt, max_tokens, budget, splitter, usage, asyncio.get_running_loop(), received)
+        loop = asyncio.get_running_loop()
+        job = _Job(request, prompt, max_tokens, budget, splitter, usage, loop, received, constraint)
         self._waiting.put(job)
         try:
             while True:
@@ -175,6 +181,8 @@ class TransformersEngine:
         ends = vlm.model.generation_config.eos_token_id
         self._ends = frozenset([ends] if isinstance(ends, int) else ends or ())
         vocabulary = vlm.tokenizer.get_vocab()
+        marks = [vocabulary[mark] for mark in (THINK_OPEN, THINK_CLOSE) if mark in vocabulary]
+        self._grammars = Grammars(vlm.tokenizer, vlm.model.config.get_text_config().vocab_size, marks)
         if THINK_OPEN in vocabulary and THINK_CLOSE in vocabulary:
             self._marks = ThinkTokens(vocabulary[THINK_OPEN], vocabulary[THINK_CLOSE])
             self._info = replace(self._info, features=self._info.features | {"thinking"})
@@ -232,6 +240,7 @@ class TransformersEngine:
                 top_k=job.request.sampling.top_k,
                 seed=job.request.sampling.seed,
                 thinking_budget=job.budget if self._marks is not None else None,
+                constraint=job.constraint,
             )
             for job in jobs
         ]

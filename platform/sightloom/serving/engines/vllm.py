@@ -7,23 +7,23 @@ itself, requests in flight fail with `EngineDied` and it is started again, a few
 import asyncio
 import contextlib
 import logging
-import os
-import secrets
 import time
 from collections import deque
 from collections.abc import AsyncGenerator
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 import aiohttp
 
-from sightloom.errors import SightloomError, UserMistake
+from sightloom.errors import SightloomError
 from sightloom.serving.engines.base import Delta, EngineInfo, EngineLoad, EngineRequest, Thinking
 from sightloom.serving.engines.child import Child
 from sightloom.serving.engines.control import refuse_control_tokens
 from sightloom.serving.engines.folder import read_facts
 from sightloom.serving.engines.split import Splitter
-from sightloom.serving.engines.vllm_server import VllmSettings, command, environment, find_python
+from sightloom.serving.engines.vllm_connection import Connection
+from sightloom.serving.engines.vllm_server import VllmSettings
 from sightloom.serving.engines.vllm_wire import (
     Events,
     Reply,
@@ -63,10 +63,10 @@ class VllmEngine:
             top_p=facts.top_p,
             top_k=facts.top_k,
         )
-        self._child: Child | None = None
-        self._http: aiohttp.ClientSession | None = None
+        self._connection: Connection | None = None
         self._keeper: asyncio.Task[None] | None = None
         self._alive = False
+        self._warm = False
         self._failed = ""
         self._running = 0
         self._kv_used: float | None = None
@@ -84,7 +84,7 @@ class VllmEngine:
     @property
     def child(self) -> Child | None:
         """The server's process; None where it is at a URL."""
-        return self._child
+        return self._connection.child if self._connection is not None else None
 
     async def start(self) -> None:
         """Start the server, wait for it and ask it about a warm-up picture; from then on it is watched.
@@ -129,84 +129,36 @@ class VllmEngine:
         if self._keeper is not None:
             self._keeper.cancel()
             await asyncio.gather(self._keeper, return_exceptions=True)
-        await self._end()
+        if self._connection is not None:
+            await self._connection.close()
 
     async def _begin(self) -> None:
-        settings = self._settings
-        if settings.url is not None:
-            key = Path(settings.key_file).read_text(encoding="utf-8").strip() if settings.key_file else ""
-            self._http = self._session(aiohttp.TCPConnector(limit=0), f"{settings.url.rstrip('/')}/", key)
-            if not await self._healthy():
-                await self._end()
-                raise UserMistake(f"no vLLM server answers at '{settings.url}'", "start it, or correct 'url'")
-        else:
-            key = secrets.token_urlsafe(32)
-            python = find_python(settings)
-            line = command(self._folder.resolve(), settings, self._words, self._info.max_model_len, python)
-            self._child = Child(line, environment(settings, key, os.environ), settings.stop_grace_s)
-            connector = aiohttp.UnixConnector(path=str(self._child.socket), limit=0)
-            self._http = self._session(connector, "http://engine/", key)
-            await self._wait_for(self._child)
-        self._alive = True
+        connection = Connection(self._folder, self._settings, self._words, self._info.max_model_len)
+        self._connection = connection
         try:
-            await self._warm_up()
-        except ApiError as error:
-            self._alive = False
-            log = self._child.log if self._child else ""
-            await self._end()
-            raise SightloomError(f"vLLM did not answer the warm-up picture: {error}", log) from error
+            await connection.ready()
+            await self._warm_up(connection)
+        except (ApiError, aiohttp.ClientError) as error:
+            raise SightloomError(f"vLLM did not answer the warm-up picture: {error}", connection.log) from error
+        finally:
+            self._alive = self._warm
+            if not self._warm:
+                await connection.close()
 
-    def _session(self, connector: aiohttp.BaseConnector, base: str, key: str) -> aiohttp.ClientSession:
-        return aiohttp.ClientSession(
-            base,
-            connector=connector,
-            headers={"authorization": f"Bearer {key}"} if key else {},
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=10.0),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            trust_env=False,
-            read_bufsize=2**20,
-        )
-
-    async def _wait_for(self, child: Child) -> None:
-        until = time.monotonic() + self._settings.start_timeout_s
-        while time.monotonic() < until:
-            if child.status is not None:
-                break
-            if await self._healthy():
-                return
-            await asyncio.sleep(0.25)
-        why = f"ended with status {child.status}" if child.status is not None else "was not ready in time"
-        await self._end()
-        raise SightloomError(f"vLLM {why}; it said last:\n{child.log}", "the lines above are from vLLM itself")
-
-    async def _healthy(self) -> bool:
-        assert self._http is not None
-        timeout = aiohttp.ClientTimeout(total=self._settings.probe_timeout_s)
-        try:
-            async with self._http.get("health", timeout=timeout) as response:
-                return response.status == 200
-        except (aiohttp.ClientError, TimeoutError, OSError):
-            return False
-
-    async def _warm_up(self) -> None:
+    async def _warm_up(self, connection: Connection) -> None:
         """A picture, and once more inside an open think block, which shows how prompts open it."""
-        async for _ in self._ask(warm_up_request(), WARM_UP_TOKENS):
+        asked, marks = warm_up_request(), self._words.marks
+        async for _ in self._ask(asked, WARM_UP_TOKENS):
             pass
-        marks = self._words.marks
-        if marks is None:
-            return
-        assert self._http is not None
-        asked = warm_up_request()
-        opened = Thinking(True, 8, 1)
-        body = body_of(
-            EngineRequest("opening", asked.messages, asked.images, asked.sampling, opened, 2, asked.deadline_s),
-            self._settings.model, self._words, 2, 0, 1,
-        )  # fmt: skip
-        async with self._http.post("v1/chat/completions", json=body | {"stream": False, "stream_options": None}) as got:
-            prompt = (await got.json()).get("prompt_token_ids", []) if got.status == 200 else []
-        last = max((place for place, token in enumerate(prompt) if token in (marks.open, marks.close)), default=None)
-        if last is not None and prompt[last] == marks.open:
-            self._opening = len(prompt) - last - 1
+        if marks is not None:
+            opened = replace(asked, thinking=Thinking(True, 8, 1))
+            body = body_of(opened, self._settings.model, self._words, 2, 0, 1)
+            async with await connection.chat(body | {"stream": False, "stream_options": None}) as response:
+                prompt = (await response.json()).get("prompt_token_ids") or [] if response.status == 200 else []
+            places = [place for place, token in enumerate(prompt) if token in (marks.open, marks.close)]
+            if places and prompt[places[-1]] == marks.open:
+                self._opening = len(prompt) - places[-1] - 1
+        self._warm = True
 
     async def _room(self, request: EngineRequest) -> int:
         """The tokens that the reply may have; where that is in doubt, the prompt is read once to be measured."""
@@ -214,15 +166,16 @@ class VllmEngine:
         longest = longest_prompt(request, self._words)
         if longest is not None and longest + asked <= window:
             return asked
-        async for delta in self._ask(request, 1):
-            if delta.usage is not None:
-                if delta.usage.prompt >= window:
-                    raise too_long(delta.usage.prompt, window)
-                return min(asked, window - delta.usage.prompt)
-        raise engine_died()
+        async with contextlib.aclosing(self._ask(request, 1)) as deltas:
+            usage = (await anext(deltas)).usage
+        if usage is None:
+            raise engine_died()
+        if usage.prompt >= window:
+            raise too_long(usage.prompt, window)
+        return min(asked, window - usage.prompt)
 
     async def _ask(self, request: EngineRequest, max_tokens: int) -> AsyncGenerator[Delta, None]:
-        assert self._http is not None
+        assert self._connection is not None
         thinking = request.thinking
         opened = self._words.marks is not None and thinking.enabled is True
         budget = thinking.effective_budget(max_tokens)
@@ -232,7 +185,7 @@ class VllmEngine:
             request, self._settings.model, self._words, max_tokens, self._opening, self._interval(request.streamed)
         )
         try:
-            response = await self._http.post("v1/chat/completions", json=body)
+            response = await self._connection.chat(body)
             try:
                 if response.status != 200:
                     raise refusal(response.status, await response.read(), self._info.max_model_len)
@@ -266,10 +219,10 @@ class VllmEngine:
         while True:
             if not await self._broken():
                 continue
-            self._alive = False
-            child = self._child
-            _log.warning("the engine died; it said last:\n%s", child.log if child else "(a server at a URL)")
-            await self._end()
+            self._alive = self._warm = False
+            assert self._connection is not None
+            _log.warning("the engine died; it said last:\n%s", self._connection.log)
+            await self._connection.close()
             now = time.monotonic()
             self._restarts.append(now)
             while self._restarts and self._restarts[0] < now - settings.restart_window_s:
@@ -292,28 +245,13 @@ class VllmEngine:
             async with asyncio.timeout(settings.probe_every_s):
                 await self._doubted.wait()
         self._doubted.clear()
-        if self._child is not None and self._child.status is not None:
+        assert self._connection is not None
+        if self._connection.ended:
             return True
         if self._running and time.monotonic() - self._heard > settings.stall_s:
             _log.warning("no token came for %.0f s", settings.stall_s)
             return True
-        if not await self._healthy():
+        if not await self._connection.healthy():
             return True
-        await self._read_metrics()
+        self._kv_used = await self._connection.metric("vllm:kv_cache_usage_perc")
         return False
-
-    async def _read_metrics(self) -> None:
-        assert self._http is not None
-        with contextlib.suppress(aiohttp.ClientError, TimeoutError, OSError, ValueError):
-            async with self._http.get("metrics", timeout=aiohttp.ClientTimeout(total=5)) as response:
-                for line in (await response.text()).splitlines():
-                    if line.startswith("vllm:kv_cache_usage_perc{"):
-                        self._kv_used = float(line.rsplit(" ", 1)[1])
-
-    async def _end(self) -> None:
-        """Close the connections, which fails what is in flight, and end the child."""
-        if self._http is not None:
-            await self._http.close()
-        if self._child is not None:
-            self._child.close()
-            await self._child.wait(2 * self._settings.stop_grace_s + 10)

@@ -125,8 +125,11 @@ def body_of(
             body[name] = value
     if sampling.ignore_eos:
         body["ignore_eos"] = True
-    if vocabulary.never:
-        body["logit_bias"] = {str(token): NEVER for token in vocabulary.never}
+    never = set(vocabulary.never)
+    if request.grammar is not None and vocabulary.marks is not None:  # inside a JSON text a mark would be taken for one
+        never |= {vocabulary.marks.open} if thinking.enabled else {vocabulary.marks.open, vocabulary.marks.close}
+    if never:
+        body["logit_bias"] = {str(token): NEVER for token in sorted(never)}
     if thinking.enabled is not None:
         body["chat_template_kwargs"] = {"enable_thinking": thinking.enabled}
     if vocabulary.marks is not None and thinking.enabled is not False:
