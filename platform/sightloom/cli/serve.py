@@ -17,6 +17,7 @@ from sightloom.config import validate
 from sightloom.errors import UserMistake
 from sightloom.registry import Registry
 from sightloom.serving.app import EndpointConfig
+from sightloom.serving.clip import ClipSettings
 from sightloom.serving.deploy import Deployment, check_host, check_port, deploy, shutdown
 from sightloom.serving.engines.transformers import TransformersSettings
 from sightloom.serving.engines.vllm_server import VllmSettings
@@ -52,6 +53,10 @@ def register(app: typer.Typer) -> None:
         engine_arg: Annotated[
             list[str] | None, typer.Option(help="An option of vLLM, e.g. tensor-parallel-size=2; may be repeated.")
         ] = None,
+        clip: Annotated[
+            list[str] | None,
+            typer.Option(help="NAME=local-dir:FOLDER or NAME=MODEL,PRETRAINED: an open_clip model for embeddings."),
+        ] = None,
         dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16; auto with vLLM.")] = "float32",
         device: Annotated[str, typer.Option(help="cpu or cuda; vLLM finds its device itself.")] = "cpu",
         ray: Ray = runtime.LOCAL,
@@ -66,6 +71,7 @@ def register(app: typer.Typer) -> None:
             raise UserMistake(f"--on {on} is not known", "use --on process or --on ray")
         endpoint = EndpointConfig(keys=keys, media=MediaLimits(allow_domains=tuple(allow_domain or ())))
         settings = engine_settings(engine, engine_python, engine_key, engine_arg or [], dtype, device)
+        clips = clip_settings(clip or [])
         check_host(host, endpoint)
         check_port(host, port)
         folder, model, version = find(target, name, store)
@@ -74,11 +80,11 @@ def register(app: typer.Typer) -> None:
             console.emit(as_result(running), as_json, lambda page: show(page, running))
 
         if on == "process":
-            serve_here(folder, model, version, port, host, endpoint, settings, announce)
+            serve_here(folder, model, version, port, host, endpoint, settings, announce, clips)
             return
         owned = runtime.connect(ray) and ray == runtime.LOCAL
         try:
-            announce(deploy(folder, model, version, port, host, endpoint, settings))
+            announce(deploy(folder, model, version, port, host, endpoint, settings, clips))
             ended = threading.Event()
             for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, lambda *_: ended.set())
@@ -108,6 +114,22 @@ def engine_settings(
     pairs = [argument.partition("=") for argument in extra]
     given["extra_args"] = {name: yaml.safe_load(value) if sign else True for name, sign, value in pairs}
     return validate(VllmSettings, given, "command line")
+
+
+def clip_settings(given: list[str]) -> dict[str, ClipSettings]:
+    """The open_clip models of the command line.
+
+    Raises:
+        UserMistake: one has no name.
+    """
+    found: dict[str, ClipSettings] = {}
+    for text in given:
+        name, sign, model = text.partition("=")
+        if not (name and sign and model):
+            raise UserMistake(f"--clip {text} has no name", "write NAME=local-dir:FOLDER or NAME=MODEL,PRETRAINED")
+        architecture, _, pretrained = model.partition(",")
+        found[name] = ClipSettings(model=architecture, pretrained=pretrained or None)
+    return found
 
 
 def find(target: str, name: str, store: str) -> tuple[Path, str, str]:

@@ -15,7 +15,7 @@ from sightloom.serving.dispatch import Dispatcher, Route, parse_model
 from sightloom.serving.errors import ApiError
 from sightloom.serving.gate import Visit
 from sightloom.serving.media import MediaGuard
-from sightloom.serving.protocol import ChatRequest, parse_chat, read_json
+from sightloom.serving.protocol import ChatRequest, parse, read_json
 from sightloom.serving.replies import Draft, Head, Tally
 from sightloom.serving.resolve import check_features, references, resolve
 from sightloom.serving.samples import Samples
@@ -48,7 +48,7 @@ class Chat:
         """
         began = time.monotonic()
         visit: Visit = request.state.visit
-        chat = parse_chat(read_json(await read_body(request, self._body_bytes)))
+        chat = parse(ChatRequest, read_json(await read_body(request, self._body_bytes)))
         route = await self._route(chat, request, visit)
         check_features(chat, route.info)
         grammar = await grammar_of(chat.response_format)

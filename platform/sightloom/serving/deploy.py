@@ -6,7 +6,7 @@ import json
 import logging
 import socket
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,8 @@ from ray.serve.schema import LoggingConfig
 
 from sightloom.errors import SightloomError, UserMistake
 from sightloom.serving.app import EndpointConfig
+from sightloom.serving.clip import ClipSettings
+from sightloom.serving.clip_replica import app_name, clip_app
 from sightloom.serving.engines.base import Delta, EngineInfo, EngineRequest
 from sightloom.serving.engines.choice import ENGINE_SETTINGS, EngineSettings, make_engine
 from sightloom.serving.engines.folder import read_facts
@@ -110,8 +112,12 @@ def deploy(
     host: str = "127.0.0.1",
     endpoint: EndpointConfig | None = None,
     settings: EngineSettings | None = None,
+    clips: Mapping[str, ClipSettings] | None = None,
 ) -> Deployment:
     """Serve a model folder under `name` on the Ray that this process is connected to; returns when it answers.
+
+    Args:
+        clips: open_clip models beside it, by name.
 
     Raises:
         UserMistake: no model folder, the port is in use, Serve already runs, or the host is not loopback and there are
@@ -137,10 +143,15 @@ def deploy(
         mode="json"
     )
     replica = version_replica(folder.resolve(), version, settings)
-    router = Router.options(user_config=routes).bind(endpoint.model_dump(mode="json"))
+    router = Router.options(user_config=routes).bind(endpoint.model_dump(mode="json"), tuple(clips or ()))
+    beside = [
+        serve.RunTarget(clip_app(clip), name=app_name(clip_name), route_prefix=None, logging_config=logging_config)
+        for clip_name, clip in (clips or {}).items()
+    ]
     try:
         serve.run_many(
             [
+                *beside,
                 serve.RunTarget(replica, name=app, route_prefix=None, logging_config=logging_config),
                 serve.RunTarget(router, name=ROUTER_APP, route_prefix="/", logging_config=logging_config),
             ]

@@ -2,12 +2,13 @@
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import uvicorn
 
 from sightloom.serving.app import EndpointConfig, build_app
+from sightloom.serving.clip import ClipModel, ClipSettings, LocalEmbedder
 from sightloom.serving.deploy import Deployment, check_host, check_port
 from sightloom.serving.dispatch import LocalDispatcher
 from sightloom.serving.engines.choice import EngineSettings, make_engine
@@ -24,6 +25,7 @@ def serve_here(
     endpoint: EndpointConfig,
     settings: EngineSettings,
     on_ready: Callable[[Deployment], None],
+    clips: Mapping[str, ClipSettings] | None = None,
 ) -> None:
     """Serve a model folder until the process is interrupted.
 
@@ -33,7 +35,8 @@ def serve_here(
     check_host(host, endpoint)
     check_port(host, port)
     engine = make_engine(folder, version, settings)
-    app = build_app(endpoint, LocalDispatcher(name, engine))
+    embedders = {clip_name: LocalEmbedder(ClipModel(clip)) for clip_name, clip in (clips or {}).items()}
+    app = build_app(endpoint, LocalDispatcher(name, engine), embedders)
     server = uvicorn.Server(
         uvicorn.Config(
             app, host=host, port=port, log_level="warning", access_log=False, timeout_graceful_shutdown=int(GRACE_S)

@@ -89,7 +89,7 @@ def resolve(
         max_tokens=chat.max_completion_tokens or chat.max_tokens or DEFAULT_MAX_TOKENS,
         deadline_s=deadline_s,
         grammar=grammar,
-        streamed=chat.stream or bool(chat.stops),
+        pieces="token" if chat.stops else "streamed" if chat.stream else "large",
     )
     return [
         replace(first, request_id=f"{request_id}-{index}", sampling=replace(first.sampling, seed=seed + index))

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 Finish = Literal["stop", "length"]
+Pieces = Literal["token", "streamed", "large"]
 Outcome = Literal["complete", "truncated", "off", "malformed"]
 
 
@@ -71,8 +72,8 @@ class Turn:
 class EngineRequest:
     """One sample to generate.
 
-    `grammar`: the JSON Schema, as text, that binds the answer, not the thinking. `streamed`: somebody reads along, so
-    pieces are small.
+    `grammar`: the JSON Schema, as text, that binds the answer, not the thinking. `pieces`: a delta is a token (a stop
+    string is looked for, and the tokens up to it are counted), as much as a reader along wants, or all that comes.
     """
 
     request_id: str
@@ -83,7 +84,7 @@ class EngineRequest:
     max_tokens: int
     deadline_s: float
     grammar: str | None = None
-    streamed: bool = True
+    pieces: Pieces = "streamed"
 
 
 @dataclass(frozen=True, slots=True)

@@ -81,7 +81,7 @@ class _Job:
 
 
 class TransformersEngine:
-    """Serves a model folder from this process."""
+    """Serves a model folder from this process. `startup`: seconds of the start's parts, `engine` and `warmup`."""
 
     def __init__(self, folder: Path, version: str, settings: TransformersSettings | None = None) -> None:
         self._folder = folder
@@ -104,6 +104,7 @@ class TransformersEngine:
         self._preparing = 0
         self._running = 0
         self._alive = False
+        self.startup: dict[str, float] = {}
         self._thread: threading.Thread | None = None
         self._marks: ThinkTokens | None = None
 
@@ -114,7 +115,9 @@ class TransformersEngine:
 
     async def start(self) -> None:
         """Load the model and answer a warm-up picture."""
+        began = time.monotonic()
         await asyncio.to_thread(self._load)
+        self.startup["engine"] = time.monotonic() - began
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
         self._thread.start()
         self._alive = True
@@ -124,6 +127,7 @@ class TransformersEngine:
         except ApiError:
             self._alive = False
             raise
+        self.startup["warmup"] = time.monotonic() - began - self.startup["engine"]
 
     async def generate(self, request: EngineRequest) -> AsyncGenerator[Delta, None]:
         """Answer one request; see `Engine.generate`."""
@@ -212,9 +216,8 @@ class TransformersEngine:
             try:
                 follower = self._waiting.get(timeout=max(0.0, until - time.monotonic()))
             except queue.Empty:
-                if (
-                    self._preparing and time.monotonic() < latest
-                ):  # a prompt in the making will not wait for a whole batch
+                # a prompt in the making will not wait for a whole batch
+                if self._preparing and time.monotonic() < latest:
                     until = time.monotonic() + settings.gather_s
                     continue
                 return jobs, False
@@ -248,7 +251,8 @@ class TransformersEngine:
         def on_token(index: int, token: int) -> None:
             job, now = jobs[index], time.monotonic()
             job.splitter.push(token)
-            if job.first == 0.0 or now - job.flushed >= self._settings.flush_s:
+            each = job.first == 0.0 or job.request.pieces == "token"
+            if each or now - job.flushed >= self._settings.flush_s:
                 self._flush(job, now)
 
         def cancelled(index: int) -> bool:

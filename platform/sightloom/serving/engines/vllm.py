@@ -17,7 +17,7 @@ from typing import Final
 import aiohttp
 
 from sightloom.errors import SightloomError
-from sightloom.serving.engines.base import Delta, EngineInfo, EngineLoad, EngineRequest, Thinking
+from sightloom.serving.engines.base import Delta, EngineInfo, EngineLoad, EngineRequest, Pieces, Thinking
 from sightloom.serving.engines.child import Child
 from sightloom.serving.engines.control import refuse_control_tokens
 from sightloom.serving.engines.folder import read_facts
@@ -31,6 +31,7 @@ from sightloom.serving.engines.vllm_wire import (
     longest_prompt,
     read_vocabulary,
     refusal,
+    singly,
     too_long,
 )
 from sightloom.serving.engines.warm_up import warm_up_request
@@ -44,7 +45,10 @@ WARM_UP_TOKENS: Final = 16  # on a CPU the first tokens compile what is left
 
 
 class VllmEngine:
-    """Serves a model folder through vLLM. It belongs to the event loop that started it."""
+    """Serves a model folder through vLLM. It belongs to the event loop that started it.
+
+    `startup`: seconds that the parts of the last start took, `engine` and `warmup`.
+    """
 
     def __init__(self, folder: Path, version: str, settings: VllmSettings) -> None:
         self._folder = folder
@@ -68,6 +72,7 @@ class VllmEngine:
         self._alive = False
         self._warm = False
         self._failed = ""
+        self.startup: dict[str, float] = {}
         self._running = 0
         self._kv_used: float | None = None
         self._opening = 0
@@ -135,9 +140,13 @@ class VllmEngine:
     async def _begin(self) -> None:
         connection = Connection(self._folder, self._settings, self._words, self._info.max_model_len)
         self._connection = connection
+        began = time.monotonic()
         try:
             await connection.ready()
+            self.startup["engine"] = time.monotonic() - began
+            self._heard = time.monotonic()
             await self._warm_up(connection)
+            self.startup["warmup"] = time.monotonic() - began - self.startup["engine"]
         except (ApiError, aiohttp.ClientError) as error:
             raise SightloomError(f"vLLM did not answer the warm-up picture: {error}", connection.log) from error
         finally:
@@ -182,7 +191,7 @@ class VllmEngine:
         splitter = Splitter(self._words.decode, self._words.marks, opened, budget, self._words.ends)
         reply, events = Reply(splitter, self._words.image, time.monotonic()), Events()
         body = body_of(
-            request, self._settings.model, self._words, max_tokens, self._opening, self._interval(request.streamed)
+            request, self._settings.model, self._words, max_tokens, self._opening, self._interval(request.pieces)
         )
         try:
             response = await self._connection.chat(body)
@@ -191,11 +200,13 @@ class VllmEngine:
                     raise refusal(response.status, await response.read(), self._info.max_model_len)
                 while data := await response.content.readany():
                     self._heard = time.monotonic()
-                    if (delta := reply.push(events.feed(data))) is not None:
-                        yield delta
-                        if delta.finish is not None:
-                            self._measure(reply)
-                            return
+                    whole = events.feed(data)
+                    for part in singly(whole) if request.pieces == "token" else [whole]:
+                        if (delta := reply.push(part)) is not None:
+                            yield delta
+                            if delta.finish is not None:
+                                self._measure(reply)
+                                return
             finally:
                 response.close()
         except (aiohttp.ClientError, OSError) as error:
@@ -204,9 +215,12 @@ class VllmEngine:
         self._doubted.set()
         raise engine_died()
 
-    def _interval(self, streamed: bool) -> int:
+    def _interval(self, pieces: Pieces) -> int:
         """Tokens to a piece, from how fast they come."""
-        return max(1, min(LARGEST_PIECE, round((self._settings.flush_s if streamed else UNREAD_S) / self._token_s)))
+        if pieces == "token":
+            return 1
+        seconds = self._settings.flush_s if pieces == "streamed" else UNREAD_S
+        return max(1, min(LARGEST_PIECE, round(seconds / self._token_s)))
 
     def _measure(self, reply: Reply) -> None:
         if reply.num_tokens > 1:

@@ -26,12 +26,13 @@ class Connection:
         self.child: Child | None = None
         if settings.url is not None:
             key = Path(settings.key_file).read_text(encoding="utf-8").strip() if settings.key_file else ""
-            self._http = _session(aiohttp.TCPConnector(limit=0), f"{settings.url.rstrip('/')}/", key)
+            self._http = _session(aiohttp.TCPConnector(limit=0), f"{settings.url.rstrip('/')}/", key, settings.stall_s)
             return
         key = secrets.token_urlsafe(32)
         line = command(folder.resolve(), settings, words, window, find_python(settings))
         self.child = Child(line, environment(settings, key, os.environ), settings.stop_grace_s)
-        self._http = _session(aiohttp.UnixConnector(path=str(self.child.socket), limit=0), "http://engine/", key)
+        connector = aiohttp.UnixConnector(path=str(self.child.socket), limit=0)
+        self._http = _session(connector, "http://engine/", key, settings.stall_s)
 
     @property
     def log(self) -> str:
@@ -88,19 +89,22 @@ class Connection:
         return await self._http.post(CHAT, json=body)
 
     async def close(self) -> None:
-        """Close the session, which fails what is in flight, and end the server if it is ours."""
-        await self._http.close()
+        """End the server if it is ours, which fails what is in flight, then close the session.
+
+        In this order: a reader of a session that is closed under it would wait for ever (aiohttp 3).
+        """
         if self.child is not None:
             self.child.close()
             await self.child.wait(2 * self._settings.stop_grace_s + 10)
+        await self._http.close()
 
 
-def _session(connector: aiohttp.BaseConnector, base: str, key: str) -> aiohttp.ClientSession:
+def _session(connector: aiohttp.BaseConnector, base: str, key: str, stall_s: float) -> aiohttp.ClientSession:
     return aiohttp.ClientSession(
         base,
         connector=connector,
         headers={"authorization": f"Bearer {key}"} if key else {},
-        timeout=aiohttp.ClientTimeout(total=None, sock_connect=10.0),
+        timeout=aiohttp.ClientTimeout(total=None, sock_connect=10.0, sock_read=2 * stall_s),
         cookie_jar=aiohttp.DummyCookieJar(),
         trust_env=False,
         read_bufsize=2**20,

@@ -8,7 +8,7 @@ import base64
 import json
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -172,6 +172,19 @@ class Events:
             elif block.startswith(b"data: "):
                 events.append(json.loads(block[6:]))
         return events
+
+
+def singly(events: Sequence[Mapping[str, Any]]) -> Iterator[list[Mapping[str, Any]]]:
+    """The same events with one token each: the server joins tokens when it is busy."""
+    for event in events:
+        choice = next(iter(event.get("choices", ())), None)
+        tokens = (choice.get("token_ids") or ()) if choice is not None else ()
+        if choice is None or len(tokens) < 2:
+            yield [event]
+            continue
+        for place, token in enumerate(tokens, 1):
+            finish = choice["finish_reason"] if place == len(tokens) else None
+            yield [{"choices": [{**choice, "token_ids": [token], "finish_reason": finish}]}]
 
 
 @dataclass(slots=True)
