@@ -97,7 +97,8 @@ def test_scores_are_cosines_of_all_pairs_or_of_each_pair(
 REFUSED = [
     ("/embeddings", {"model": "other", "input": "a"}, 404, "model_not_found"),
     ("/embeddings", {"model": "tiny", "input": "a", "dimensions": 7}, 400, "invalid_value"),
-    ("/embeddings", {"model": "tiny", "input": []}, 400, "missing_parameter"),
+    ("/embeddings", {"model": "tiny", "input": []}, 400, "invalid_value"),
+    ("/embeddings", {"model": "tiny"}, 400, "missing_parameter"),
     ("/embeddings", {"model": "tiny", "input": ["a"] * 257}, 400, "invalid_value"),
     ("/embeddings", {"model": "tiny", "input": [[1, 2]]}, 400, "invalid_value"),
     ("/embeddings", {"model": "tiny", "input": "a", "truncate": True}, 400, "unknown_parameter"),

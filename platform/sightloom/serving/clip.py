@@ -77,7 +77,7 @@ class ClipModel:
         self._device = settings.device
         bias = getattr(model, "logit_bias", None)
         dim = len(self.features(["a"])[0].vector_D)
-        self.about = About(dim, float(model.logit_scale.exp()), None if bias is None else float(bias))
+        self.about = About(dim, float(model.logit_scale.detach().exp()), None if bias is None else float(bias.detach()))
 
     @torch.inference_mode()
     def features(self, items: Sequence[Item]) -> list[Feature]:
