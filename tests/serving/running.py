@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import os
 import sys
 import threading
 import time
@@ -12,6 +11,7 @@ from typing import Any, TypeVar
 
 import pytest
 import uvicorn
+from fastapi import FastAPI
 
 from sightloom.serving.app import EndpointConfig, build_app
 from sightloom.serving.dispatch import LocalDispatcher
@@ -31,14 +31,39 @@ def vllm_python() -> str:
 class Running:
     """A started engine behind an app on a free port; `run` does something in its loop."""
 
-    def __init__(self, engine: Engine, port: int, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, engine: Engine, address: str, loop: asyncio.AbstractEventLoop) -> None:
         self.engine = engine
-        self.address = f"http://127.0.0.1:{port}"
+        self.address = address
         self._loop = loop
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Run in the engine's loop."""
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(600)
+
+
+@contextlib.contextmanager
+def listen(app: FastAPI) -> Iterator[str]:
+    """Serve an app on a free port from a thread; yields its address."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
+    thread.start()
+    with _listening(app, loop) as address:
+        yield address
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join(10)
+
+
+@contextlib.contextmanager
+def _listening(app: FastAPI, loop: asyncio.AbstractEventLoop) -> Iterator[str]:
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", access_log=False))
+    serving = asyncio.run_coroutine_threadsafe(server.serve(), loop)
+    while not server.started:
+        time.sleep(0.02)
+    try:
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        serving.result(30)
 
 
 @contextlib.contextmanager
@@ -58,15 +83,10 @@ def serve(make: Callable[[], Engine], endpoint: EndpointConfig | None = None) ->
 
     engine = run(made(), 900)
     app = build_app(endpoint or EndpointConfig(), LocalDispatcher("sightloom", engine))
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", access_log=False))
-    serving = asyncio.run_coroutine_threadsafe(server.serve(), loop)
     try:
-        while not server.started:
-            time.sleep(0.02)
-        yield Running(engine, server.servers[0].sockets[0].getsockname()[1], loop)
+        with _listening(app, loop) as address:
+            yield Running(engine, address, loop)
     finally:
-        server.should_exit = True
-        serving.result(30)
         run(engine.stop(1.0), 120)
         loop.call_soon_threadsafe(loop.stop)
         thread.join(10)
@@ -88,8 +108,3 @@ def group_of(pid: int) -> dict[int, str]:
                 found[child] = Path(f"/proc/{child}/cmdline").read_text().replace("\0", " ")
                 todo.append(child)
     return found
-
-
-def below_this_process() -> dict[int, str]:
-    """All processes below this one."""
-    return group_of(os.getpid())
