@@ -14,11 +14,13 @@ import httpx
 
 from sightloom.cluster.client import JobsApi
 from sightloom.cluster.clusters import Cluster
+from sightloom.cluster.infra.alerts import groups
 from sightloom.cluster.local.options import HOST, StackOptions
 from sightloom.cluster.local.state import MARK, PART
 from sightloom.errors import SightloomError
 
 TOKEN_FILE: Final = "ray_token"
+RULES_FILE: Final = "rules.json"
 _ASK: Final = httpx.Timeout(5, connect=2)
 _OBJECT_STORE_BYTES: Final = 1_000_000_000
 _SCRAPE_S: Final = 15
@@ -127,14 +129,16 @@ def _prometheus(folder: Path, temp: str, options: StackOptions) -> Part:
     return Part("prometheus", command, ("prometheus",), lambda: _answers(f"{options.prometheus}/-/ready"))
 
 
-def prometheus_config(temp: str) -> str:
-    """Prometheus' configuration (JSON is YAML): Ray keeps the list of its nodes' exporters in a file."""
+def write_prometheus(folder: Path, temp: str) -> None:
+    """Prometheus' configuration and rules (JSON is YAML): Ray keeps the list of its nodes' exporters in a file."""
     nodes = {"files": [f"{temp}/prom_metrics_service_discovery.json"]}
     config: dict[str, Any] = {
         "global": {"scrape_interval": f"{_SCRAPE_S}s", "evaluation_interval": f"{_SCRAPE_S}s"},
+        "rule_files": [RULES_FILE],
         "scrape_configs": [{"job_name": "ray", "file_sd_configs": [nodes]}],
     }
-    return json.dumps(config, indent=1)
+    (folder / "prometheus.json").write_text(json.dumps(config, indent=1))
+    (folder / RULES_FILE).write_text(json.dumps(groups(), indent=1))
 
 
 def _answers(address: str) -> str:

@@ -15,7 +15,7 @@ from sightloom.cluster.clusters import Cluster
 from sightloom.cluster.local import state as keeping
 from sightloom.cluster.local.looking import StackStatus, last_line, status
 from sightloom.cluster.local.options import HOST, StackOptions
-from sightloom.cluster.local.parts import TOKEN_FILE, Part, environment_of, make_token, parts_of, prometheus_config
+from sightloom.cluster.local.parts import TOKEN_FILE, Part, environment_of, make_token, parts_of, write_prometheus
 from sightloom.cluster.local.state import Running, State
 from sightloom.errors import SightloomError, UserMistake
 from sightloom.progress import Progress, Step
@@ -52,7 +52,7 @@ def up(folder: Path, options: StackOptions, champion: Champion, progress: Progre
             temp = tempfile.mkdtemp(prefix=_temp_prefix(keeping.stack_id(folder)))
             found = State(id=keeping.stack_id(folder), temp=temp, options=options)
         make_token(folder)
-        (folder / "prometheus.json").write_text(prometheus_config(found.temp))
+        write_prometheus(folder, found.temp)
         _Starter(folder, found, champion, progress).run()
     return status(folder, time.monotonic() - began)
 
