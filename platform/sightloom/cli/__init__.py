@@ -39,6 +39,10 @@ VERBS: dict[str, tuple[str, str]] = {
     "jobs": ("jobs", "List, show, follow, stop and retry submitted jobs."),
     "render": ("jobs", "Write a job as a manifest for Kubernetes, a request or a script."),
     "package": ("jobs", "Pack a job's code and put it where a cluster reads it."),
+    "infra": ("infra", "Write the generated files of infra/, and check all of it."),
+    "up": ("stack", "Start Ray, MLflow, the endpoint and Prometheus on this machine."),
+    "status": ("stack", "Show how each part of the local stack stands."),
+    "down": ("stack", "End the local stack and everything on it."),
     "ask": ("ask", "Ask a served model about a picture."),
 }
 _ENVIRONMENT = {
