@@ -2,8 +2,9 @@
 
 Ours reads, decodes, packs, counts, clips, checks and reports (`training.loop.fit` with the sft objective, one worker);
 the peer finds the packs ready in memory. Both compute on one thread and run in rounds that alternate; ours reads ahead
-on the second core, as a trainer does beside its accelerator. So the ratio is of wall time, and needs a machine that does
-nothing else; the ratio of CPU seconds, which charges the reading too, stands beside it. The last line is one JSON object.
+on the second core, as a trainer does beside its accelerator. So the ratio is of wall time, and needs a machine that
+does nothing else; that of CPU seconds, which charges the reading too, stands beside it. The last line is one JSON
+object.
 """
 
 import json

@@ -6,9 +6,10 @@ import numpy as np
 import torch
 
 from sightloom.data.decode import decode
-from sightloom.data.signals.clip import ClipModel, resolve
+from sightloom.data.signals.clip import ClipModel
 from sightloom.data.signals.config import ClipScorer, DecodeLimits
 from sightloom.data.signals.crops import crop
+from sightloom.data.signals.scorers import resolve
 from sightloom.evaluation.captions import Cosines
 
 
