@@ -56,10 +56,10 @@ def _run(prepared: Prepared, missing: Sequence[Job], careful: bool) -> Iterator[
     rows.context.issue_detectors_config.detectors = []
     rows.context.wait_for_min_actors_s = SCORERS_START_S
     cores = max(1, int(ray.cluster_resources().get("CPU", 1)))
-    readers = ray.data.TaskPoolStrategy(size=max(1, cores // 2))  # more would only be more processes to hold in memory
+    at_once = max(1, min(len(missing), cores // 2))  # more readers would only be more processes to hold in memory
     with warnings.catch_warnings():  # Ray 2.60 has no other way to say max_retries, and warns that this one will go
         warnings.simplefilter("ignore", DeprecationWarning)
-        rows = rows.flat_map(read, compute=readers, num_cpus=READ_CPUS, max_retries=2)
+        rows = rows.flat_map(read, compute=ray.data.TaskPoolStrategy(size=at_once), num_cpus=READ_CPUS, max_retries=2)
         rows = rows.map(
             measure_chunk, fn_kwargs={"plan": plan, "careful": careful}, num_cpus=MEASURE_CPUS, max_retries=2
         )
