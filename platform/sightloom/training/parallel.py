@@ -7,6 +7,7 @@ Losses are local sums over global counts (training.md §4), so the sum over work
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -59,6 +60,14 @@ class Workers:
         counts = torch.zeros(self.world, dtype=torch.int64)
         counts[self.rank] = count
         return [int(value) for value in self.sum(counts).tolist()]
+
+    def gather(self, value: Any) -> list[Any]:
+        """Each worker's value, by rank: plain data."""
+        if self.world == 1:
+            return [value]
+        values: list[Any] = [None] * self.world
+        dist.all_gather_object(values, value)
+        return values
 
     def reduce_gradients(self, parameters: Sequence[torch.nn.Parameter]) -> None:
         """Replace every gradient by its sum over the workers; one that is missing here counts as zero."""

@@ -60,11 +60,18 @@ class ParallelOptions(Frozen):
 
 
 class CheckpointOptions(Frozen):
-    """How often a running stage is saved and how many of its checkpoints stay."""
+    """How often a running stage is saved, where, and how many of its checkpoints stay.
+
+    `uri`: a folder that all nodes share or an object store, null: the output folder. `asynchronous` writes beside the
+    next steps, null: on GPUs. Every `preemption_every_steps` all workers ask whether a node will be taken away.
+    """
 
     every_minutes: Positive = 10
     every_steps: Count | None = None
     keep: Count = 2
+    uri: str | None = None
+    asynchronous: bool | None = None
+    preemption_every_steps: Count = 20
 
 
 class TrackingOptions(Frozen):

@@ -3,7 +3,7 @@
 OUT/start-<digest>/         the model that the first stage starts from, when it is built from scratch
 OUT/index-<digest>.npz      token and patch counts of a manifest
 OUT/<stage>-<digest12>/     model/ (the export), rollouts/, evaluation/, trained.json, measured.json, promoted.json
-OUT/ray/                    checkpoints of the running stage
+OUT/checkpoints/<run>/      checkpoints of the running stage, unless the file gives checkpoint.uri
 `promoted.json` is written last and means done; a second run of the same file does nothing.
 """
 
