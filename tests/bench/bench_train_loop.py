@@ -78,7 +78,9 @@ def main() -> None:
             def run(first: int, last: int) -> float:
                 began = time.process_time()
                 place = Position(first, {})
-                fit(model, objective, optimizer, stage.optim, last, place, alone, saver, lambda _: None)
+                fit(
+                    model, objective, optimizer, stage.optim, last, place, alone, saver, lambda *_: None, lambda _: None
+                )
                 return time.process_time() - began
 
             run(0, WARMUP)

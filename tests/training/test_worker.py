@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from sightloom.model.load import load as load_model
 from sightloom.model.lora import PROJECTIONS
 from sightloom.model.scratch import build_folder
 from sightloom.progress import NullProgress
+from sightloom.training.consumed import consumed
 from sightloom.training.curriculum import Curriculum
 from sightloom.training.export import verify
 from sightloom.training.index import corpus_texts, index_for
@@ -80,7 +82,8 @@ def _one_rank(rank: int, order: StageOrder, port: int, errors: Any) -> None:
         raise
 
 
-def run_on_two(order: StageOrder, port: int) -> None:
+def run_on_two(order: StageOrder, port: int, good: bool = True) -> list[str]:
+    """Run a stage on two processes; returns what went wrong, which must be nothing unless `good` is false."""
     context = multiprocessing.get_context("fork")  # spawned processes would import torch again
     errors = context.Queue()
     ranks = [context.Process(target=_one_rank, args=(rank, order, port, errors)) for rank in range(2)]
@@ -88,7 +91,10 @@ def run_on_two(order: StageOrder, port: int) -> None:
         process.start()
     for process in ranks:
         process.join(120)
-    assert [process.exitcode for process in ranks] == [0, 0], None if errors.empty() else errors.get()
+    failed = [process.exitcode != 0 for process in ranks]
+    said = [errors.get(timeout=5) for _ in range(sum(failed))]
+    assert not (good and any(failed)), said
+    return said
 
 
 def weights(order: StageOrder) -> dict[str, torch.Tensor]:
@@ -146,6 +152,43 @@ def test_one_worker_goes_on_from_the_checkpoint_of_two(
     run(alone.model_copy(update={"store": together.store}), say=events.append)
     assert events[0]["step"] == 2
     assert_equal_weights(alone, together, PARAMETER_ATOL)
+
+
+def copied(order: StageOrder, folder: Path) -> tuple[StageOrder, list[Path]]:
+    """The order on a copy of its shards, and their tars."""
+    ((manifest, index),) = order.parts
+    shutil.copytree(Path(manifest).parent, folder)
+    return order.model_copy(update={"parts": ((str(folder / "manifest.json"), index),)}), sorted(folder.glob("*.tar"))
+
+
+def test_a_shard_that_one_worker_misses_ends_the_stage_on_all_with_its_name(
+    order: Callable[..., StageOrder], unused_port: int, tmp_path: Path
+) -> None:
+    changed, tars = copied(order(ALIGN, "two", "steps=40", "batch.packs=3"), tmp_path / "shards")
+    for tar in tars[1:]:
+        tar.unlink()
+    failed = run_on_two(changed, unused_port, good=False)
+    assert len(failed) == 2 and failed[0] == failed[1]
+    assert "nothing at" in failed[0] and any(tar.name in failed[0] for tar in tars[1:])
+
+
+def test_pictures_that_are_not_those_of_the_table_are_left_out_and_counted_by_all(
+    order: Callable[..., StageOrder], unused_port: int, tmp_path: Path
+) -> None:
+    changed, tars = copied(order(ALIGN, "two", "steps=6", "batch.packs=3"), tmp_path / "shards")
+    for tar in tars:
+        data = bytearray(tar.read_bytes())
+        place = data.index(b"IDAT") + 40  # in the first picture of the shard
+        data[place] ^= 1
+        tar.write_bytes(data)
+    events: list[dict[str, Any]] = []
+    alone = {"folder": changed.folder + "-alone", "store": changed.store + "-alone"}
+    run(changed.model_copy(update=alone), say=events.append)
+    found = events[-1]["metrics"]
+    assert found["data/unreadable"] == found["data/unreadable/DamagedPicture"] > 0
+    run_on_two(changed, unused_port)
+    ours, theirs = (consumed(Path(folder) / "consumed") for folder in (changed.folder, alone["folder"]))
+    assert ours == theirs and len(ours) == 6
 
 
 @pytest.fixture

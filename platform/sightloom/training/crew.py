@@ -30,7 +30,7 @@ class LazyCrew:
                 self._crew = InProcess()
                 return self._crew
             options = self._curriculum.ray
-            self._owns_ray = runtime.connect(self._address, max(options.workers, 2), _OBJECT_STORE_BYTES)
+            self._owns_ray = runtime.connect(self._address, max(options.most_workers, 2), _OBJECT_STORE_BYTES)
             crew = Crew(store_of(self._curriculum, self._folder), options)
             crew.start()
             self._crew = crew

@@ -47,12 +47,14 @@ def fit(
     start: Position,
     workers: Workers,
     saver: Saver,
+    note: Callable[[int, list[str]], None],
     say: Callable[[Event], None],
 ) -> Totals:
     """Run from `start` to `steps`; all workers call it together.
 
     Args:
         saver: saves where it wants to; the last good state is saved before the loop gives up.
+        note: takes each step with the uids that this worker learns from.
         say: takes `{kind: "step", step, metrics}` about once a second; the metrics are those of all workers.
 
     Raises:
@@ -82,6 +84,7 @@ def fit(
         if counts.pop(_SAVE):
             saver.begin(Position(step, place, skipped))
         log = counts.pop(_LOG) > 0
+        note(step, objective.consumed())
         optimizer.zero_grad(set_to_none=True)
         for number, batch in enumerate(batches, 1):
             reduce_at(model, last=number == len(batches))

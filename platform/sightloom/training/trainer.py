@@ -144,7 +144,10 @@ class Crew:
 
     def _fit(self) -> None:
         scaling = ray.train.ScalingConfig(
-            num_workers=self._options.workers, resources_per_worker={"CPU": 1}, use_gpu=False
+            num_workers=self._options.workers,
+            resources_per_worker={"CPU": 1},
+            use_gpu=False,
+            elastic_resize_monitor_interval_s=self._options.resize_every_s,
         )
         # which checkpoints are whole the store knows; a list that Ray kept of an earlier run would hold it up
         storage.delete(storage.join(self._store, _RAYS_LIST))

@@ -18,6 +18,7 @@ from sightloom.model.load import VLM, load
 from sightloom.model.modules import module_groups
 from sightloom.training.checkpoint import Position
 from sightloom.training.checkpoint_store import CheckpointStore
+from sightloom.training.consumed import ConsumptionLog
 from sightloom.training.corpus import Corpus
 from sightloom.training.curriculum import Stage
 from sightloom.training.export import Probe, export
@@ -74,7 +75,7 @@ def run_stage(
     """
     began = time.perf_counter()
     stage = order.stage
-    workers = replace(workers, sharded=order.parallel.shard > 1)
+    workers = replace(workers, sharded=order.parallel.holders(workers.world) > 1)
     vlm = load(order.start)
     model = _trainable(vlm, order)
     corpus = _corpus(order.parts, order.heldout)
@@ -84,7 +85,7 @@ def run_stage(
     if order.parallel.recompute:
         vlm.model.gradient_checkpointing_enable({"use_reentrant": False})
     if workers.sharded:
-        shard_model(model, order.parallel.copies(workers.world), order.parallel.shard)
+        shard_model(model, order.parallel.copies(workers.world), order.parallel.holders(workers.world))
     groups = module_groups(model)
     if stage.train.lora is not None:
         groups["decoder"] = [name for name in groups["decoder"] if lora.is_adapter(name)]
@@ -95,16 +96,18 @@ def run_stage(
     saver = Saver(
         CheckpointStore(order.store), order.label, order.digest, order.checkpoint, workers, model, optimizer, hooks, say
     )
-    init = objective.measure(model) if measures else {}  # of the start, also where the stage goes on
+    # of the start, also where the stage goes on
+    init = workers.agreed(lambda: objective.measure(model) if measures else {})
     start = saver.resume() or Position(0, {})
     if start.step:
         objective.restore(start.objective)
     model.train()
     say({"kind": "start", "step": start.step, "unusable": saver.unusable, "prepare_s": time.perf_counter() - began})
     try:
-        totals = fit(model, objective, optimizer, stage.optim, stage.steps, start, workers, saver, say)
+        with ConsumptionLog(Path(order.folder) / "consumed", workers) as log:
+            totals = fit(model, objective, optimizer, stage.optim, stage.steps, start, workers, saver, log.add, say)
         model.eval()
-        metrics = objective.measure(model) if measures else {}
+        metrics = workers.agreed(lambda: objective.measure(model) if measures else {})
         if workers.sharded:
             weights = gathered(dict(vlm.model.state_dict()))
             if lead:
