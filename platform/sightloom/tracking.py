@@ -224,8 +224,7 @@ class MlflowTracker:
         for run_id, points in self._points.items():
             for start in range(0, len(points), _FLUSH_POINTS):
                 batch = points[start : start + _FLUSH_POINTS]
-                call = partial(self._client.log_batch, run_id, metrics=batch, synchronous=True)
-                self._outbox.send(call, f"{len(batch)} metrics", len(batch))
+                self._outbox.send(partial(self._log_points, run_id, batch), f"{len(batch)} metrics", len(batch))
             points.clear()
 
     def end_run(self, run_id: str, status: Status = "FINISHED") -> None:
@@ -235,6 +234,9 @@ class MlflowTracker:
         left = self._outbox.drain(self._patience_s)
         if left:
             _log.warning("MLflow at %s did not come back: %d notes are lost", self._uri, left)
+
+    def _log_points(self, run_id: str, points: list[Metric]) -> None:
+        self._client.log_batch(run_id, metrics=points, synchronous=True)
 
     def _ask(self, call: Callable[[], T]) -> T:
         return self._outbox.ask(call, self._patience_s)
