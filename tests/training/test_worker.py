@@ -4,6 +4,8 @@ import json
 import multiprocessing
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from sightloom.config import load
@@ -21,11 +24,13 @@ from sightloom.model.load import load as load_model
 from sightloom.model.lora import PROJECTIONS
 from sightloom.model.scratch import build_folder
 from sightloom.progress import NullProgress
+from sightloom.training import outsider
 from sightloom.training.consumed import consumed
 from sightloom.training.curriculum import Curriculum
 from sightloom.training.export import verify
 from sightloom.training.index import corpus_texts, index_for
 from sightloom.training.parallel import Workers
+from sightloom.training.proof import the_outsider
 from sightloom.training.run_options import CheckpointOptions, ParallelOptions
 from sightloom.training.saver import Hooks
 from sightloom.training.worker import StageOrder, run_stage
@@ -237,12 +242,39 @@ def test_an_export_loads_with_transformers_alone_and_a_damaged_one_is_refused(or
     AutoProcessor.from_pretrained(folder)
     assert json.loads((folder / "config.json").read_text())["model_type"] == "qwen3_vl"
     verify(folder)
+    assert 0 <= the_outsider().prove(folder) < 1e-4
     weights_file = folder / "model.safetensors"
-    data = bytearray(weights_file.read_bytes())
+    whole = weights_file.read_bytes()
+    data = bytearray(whole)
     data[-3] ^= 1
     weights_file.write_bytes(data)
     with pytest.raises(SightloomError, match=r"model\.safetensors differs"):
         verify(folder)
+
+    # what the checksums do not know of, the answers do: other weights, another template, a file that is not there
+    tensors = load_file(weights_file)
+    tensors["model.language_model.norm.weight"] *= 1.01
+    save_file(tensors, weights_file, {"format": "pt"})
+    with pytest.raises(SightloomError, match=r"its logits differ by"):
+        the_outsider().prove(folder)
+    weights_file.write_bytes(whole)
+    template = folder / "chat_template.jinja"
+    words = template.read_text()
+    template.write_text(words.replace("<|im_start|>assistant", "<|im_start|>user"))
+    with pytest.raises(SightloomError, match=r"give other tokens"):
+        the_outsider().prove(folder)
+    template.write_text(words)
+    the_outsider().prove(folder)
+    (folder / "config.json").unlink()
+    with pytest.raises(SightloomError, match=r"is not the same one for transformers alone"):
+        the_outsider().prove(folder)
+
+
+def test_the_one_who_proves_an_export_cannot_import_sightloom() -> None:
+    code = "import runpy, sys; names = runpy.run_path(sys.argv[1]); sys.meta_path.insert(0, names['Refused']())\n"
+    code += "import sightloom"
+    done = subprocess.run([sys.executable, "-c", code, outsider.__file__], capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "without sightloom" in done.stderr
 
 
 PREFER = ("optim.kind=adamw", 'mix={pairs: {where: "kind == \\"preference\\"", weight: 1.0}}')
