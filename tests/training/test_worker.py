@@ -17,7 +17,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from sightloom.config import load
+from sightloom.data.shards.heldout import heldout_mask
 from sightloom.data.shards.manifest import read_manifest
+from sightloom.data.shards.reader import read_table
 from sightloom.errors import SightloomError
 from sightloom.model.chat import Encoder
 from sightloom.model.load import load as load_model
@@ -77,21 +79,21 @@ def run(
     return run_stage(order, workers, say, hooks)
 
 
-def _one_rank(rank: int, order: StageOrder, port: int, errors: Any) -> None:
+def _one_rank(rank: int, order: StageOrder, port: int, errors: Any, hooks: Hooks) -> None:
     try:
         dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-        run(order, Workers(rank, 2))
+        run(order, Workers(rank, 2), hooks=hooks)
         dist.destroy_process_group()
     except BaseException as error:
         errors.put(repr(error))
         raise
 
 
-def run_on_two(order: StageOrder, port: int, good: bool = True) -> list[str]:
+def run_on_two(order: StageOrder, port: int, good: bool = True, hooks: Hooks = Hooks()) -> list[str]:  # noqa: B008
     """Run a stage on two processes; returns what went wrong, which must be nothing unless `good` is false."""
     context = multiprocessing.get_context("fork")  # spawned processes would import torch again
     errors = context.Queue()
-    ranks = [context.Process(target=_one_rank, args=(rank, order, port, errors)) for rank in range(2)]
+    ranks = [context.Process(target=_one_rank, args=(rank, order, port, errors, hooks)) for rank in range(2)]
     for process in ranks:
         process.start()
     for process in ranks:
@@ -217,6 +219,34 @@ def kill_at_its_checkpoint(order: StageOrder) -> None:
     """Run a stage until its first checkpoint is whole, and no further."""
     with pytest.raises(Killed):
         run(order, hooks=Hooks(published=die))
+
+
+def test_two_workers_that_become_one_and_two_again_consume_the_same_samples(
+    order: Callable[..., StageOrder], unused_port: int
+) -> None:
+    options = ("optim.kind=adamw", "steps=6", "batch.packs=3")
+    calm, resized = order(INSTRUCT, "calm", *options), order(INSTRUCT, "resized", *options)
+    run_on_two(calm, unused_port)
+    assert run_on_two(resized, unused_port, good=False, hooks=Hooks(published=die)) == ["Killed()"] * 2
+    kill_at_its_checkpoint(resized)
+    run_on_two(resized, unused_port)
+    files = sorted(file.name for file in (Path(resized.folder) / "consumed").iterdir())
+    assert [name[5:] for name in files] == ["0of2.jsonl", "1of2.jsonl", "0of1.jsonl", "0of2.jsonl", "1of2.jsonl"]
+    ours, theirs = (consumed(Path(each.folder) / "consumed") for each in (resized, calm))
+    assert ours == theirs and len(ours) == 6
+    assert_equal_weights(resized, calm, PARAMETER_ATOL)
+
+
+def test_held_out_pictures_are_never_consumed(order: Callable[..., StageOrder]) -> None:
+    done = order(INSTRUCT, "held", "steps=40", "optim.kind=adamw")
+    run(done)
+    used = {uid for uids in consumed(Path(done.folder) / "consumed").values() for uid in uids}
+    ((manifest, _),) = done.parts
+    table = read_table(read_manifest(manifest), ["uid", "sha256"])
+    held = heldout_mask(table, done.heldout)
+    uids = [uid.hex() for uid in table.column("uid").to_pylist()]
+    out = {uid for uid, out in zip(uids, held, strict=True) if out}
+    assert out and len(used) > 50 and used <= set(uids) and not used & out
 
 
 @pytest.mark.parametrize("number", [INSTRUCT, RL])
