@@ -1,19 +1,14 @@
 """MLflow on a real sqlite file."""
 
 import math
-import os
-import signal
-import socket
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
 
-import httpx
 import pytest
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
+from tests.mlflow_server import Server
 
 from sightloom.errors import SightloomError, UserMistake
 from sightloom.tracking import MlflowTracker, NullTracker, Tracker, open_tracker
@@ -117,43 +112,13 @@ def test_without_an_address_nothing_is_kept() -> None:
     tracker.end_run(first)
 
 
-class Server:
-    """MLflow's own server on a sqlite file, which can go away and come back."""
-
-    def __init__(self, folder: Path, port: int) -> None:
-        self._folder, self._port = folder, port
-        self.uri = f"http://127.0.0.1:{port}"
-        self.up()
-
-    def up(self) -> None:
-        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self._port)]
-        command += ["--workers", "1", "--backend-store-uri", f"sqlite:///{self._folder}/server.db"]
-        command += ["--artifacts-destination", f"{self._folder}/kept"]
-        with open(self._folder / "server.log", "ab") as log:
-            self._process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
-        for _ in range(240):
-            try:
-                httpx.get(f"{self.uri}/health", timeout=2).raise_for_status()
-                return
-            except httpx.HTTPError:
-                assert self._process.poll() is None, (self._folder / "server.log").read_text()
-                time.sleep(0.25)
-
-    def down(self) -> None:
-        os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait(20)
-
-
 @pytest.mark.long
 @pytest.mark.timeout(400)  # a server starts twice
 def test_a_server_that_goes_away_for_a_while_misses_nothing_and_keeps_nobody_waiting(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")  # its own retries: they would only make it slower
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    server = Server(tmp_path, port)
+    server = Server(tmp_path)
     try:
         tracker = MlflowTracker(server.uri, "outage")
         parent = tracker.start_run("curriculum")
