@@ -126,3 +126,26 @@ def test_what_cannot_be_trained_on_is_a_mistake_in_words(manifest: str, tmp_path
         run("data.manifest=nowhere/manifest.json")
     with pytest.raises(SightloomError, match=r"mix\.captions: nothing to train on is left, 0 are too long"):
         run("stages.0.mix.captions.where=width > 4000")
+
+
+def test_shards_that_are_not_those_of_the_manifest_are_refused_before_anything_is_trained(tmp_path: Path) -> None:
+    uri = write_shards(tmp_path / "shards", 100, 0)
+    tars = sorted((tmp_path / "shards").glob("*.tar"))
+
+    def run(*overrides: str) -> None:
+        options = curriculum(uri, "ray.workers=0", "stages.0.steps=1", *overrides, stages=1)
+        train(options, str(tmp_path / "out"), NullProgress(), NullTracker())
+
+    whole = tars[0].read_bytes()
+    tars[0].unlink()
+    with pytest.raises(UserMistake, match=rf"1 of {len(tars)} shards .* cannot be trained on: nothing at .*{tars[0]}"):
+        run()
+    tars[0].write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserMistake, match=r"is cut"):
+        run("data.checksums=false")
+    data = bytearray(whole)
+    data[700] ^= 1
+    tars[0].write_bytes(data)
+    with pytest.raises(UserMistake, match=r"its SHA-256 differs"):
+        run()
+    assert [file.name for file in (tmp_path / "out").iterdir() if file.is_dir()] == []

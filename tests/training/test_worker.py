@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,13 @@ from sightloom.model.load import load as load_model
 from sightloom.model.lora import PROJECTIONS
 from sightloom.model.scratch import build_folder
 from sightloom.progress import NullProgress
+from sightloom.training.consumed import consumed
 from sightloom.training.curriculum import Curriculum
 from sightloom.training.export import verify
 from sightloom.training.index import corpus_texts, index_for
 from sightloom.training.parallel import Workers
-from sightloom.training.run_options import ParallelOptions
+from sightloom.training.run_options import CheckpointOptions, ParallelOptions
+from sightloom.training.saver import Hooks
 from sightloom.training.worker import StageOrder, run_stage
 
 NANO = Path(__file__).parents[2] / "pipelines" / "curricula" / "nano.yaml"
@@ -53,41 +56,45 @@ def order(shards: str, start: Path, index: Path, tmp_path: Path) -> Callable[...
         stage = load(Curriculum, NANO, [*sets, *(f"{key}.{override}" for override in overrides)]).stages[number]
         return StageOrder(
             number=number, digest="d" * 64, seed=3, stage=stage, parts=((shards, str(index)),), heldout=0.1,
-            start=str(start), folder=str(tmp_path / folder), checkpoint={"every_steps": 2}, info={"stage": stage.name},
+            start=str(start), folder=str(tmp_path / folder), store=str(tmp_path / folder / "checkpoints"),
+            checkpoint={"every_steps": 2}, info={"stage": stage.name},
         )  # fmt: skip
 
     return make
 
 
-def run(order: StageOrder, workers: Workers = Workers(0, 1), **hooks: Any) -> dict[str, Any]:  # noqa: B008
-    return run_stage(
-        order,
-        workers,
-        hooks.get("say", lambda event: None),
-        hooks.get("save", lambda name, write: None),
-        hooks.get("restore", lambda read: False),
-    )
+def run(
+    order: StageOrder,
+    workers: Workers = Workers(0, 1),  # noqa: B008
+    say: Callable[[dict[str, Any]], None] = lambda event: None,
+    hooks: Hooks = Hooks(),  # noqa: B008
+) -> dict[str, Any]:
+    return run_stage(order, workers, say, hooks)
 
 
-def _one_rank(rank: int, order: StageOrder, port: int, errors: Any, hooks: dict[str, Any]) -> None:
+def _one_rank(rank: int, order: StageOrder, port: int, errors: Any) -> None:
     try:
         dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-        run(order, Workers(rank, 2), **hooks)
+        run(order, Workers(rank, 2))
         dist.destroy_process_group()
     except BaseException as error:
         errors.put(repr(error))
         raise
 
 
-def run_on_two(order: StageOrder, port: int, **hooks: Any) -> None:
+def run_on_two(order: StageOrder, port: int, good: bool = True) -> list[str]:
+    """Run a stage on two processes; returns what went wrong, which must be nothing unless `good` is false."""
     context = multiprocessing.get_context("fork")  # spawned processes would import torch again
     errors = context.Queue()
-    ranks = [context.Process(target=_one_rank, args=(rank, order, port, errors, hooks)) for rank in range(2)]
+    ranks = [context.Process(target=_one_rank, args=(rank, order, port, errors)) for rank in range(2)]
     for process in ranks:
         process.start()
     for process in ranks:
         process.join(120)
-    assert [process.exitcode for process in ranks] == [0, 0], None if errors.empty() else errors.get()
+    failed = [process.exitcode != 0 for process in ranks]
+    said = [errors.get(timeout=5) for _ in range(sum(failed))]
+    assert not (good and any(failed)), said
+    return said
 
 
 def weights(order: StageOrder) -> dict[str, torch.Tensor]:
@@ -133,22 +140,55 @@ def test_two_workers_that_share_the_model_end_with_the_weights_of_one(
     verify(Path(together.folder) / "model")
 
 
-def test_one_worker_goes_on_from_the_checkpoint_of_two_that_shared_the_model(
-    order: Callable[..., StageOrder], unused_port: int, tmp_path: Path
+@pytest.mark.parametrize(("shard", "beside"), [(1, True), (2, False), (2, True)])
+def test_one_worker_goes_on_from_the_checkpoint_of_two(
+    order: Callable[..., StageOrder], unused_port: int, shard: int, beside: bool
 ) -> None:
     alone, together = order(INSTRUCT, "one", "optim.kind=adamw"), order(INSTRUCT, "two", "optim.kind=adamw")
-    kept = tmp_path / "checkpoint"
-
-    def keep(name: str, write: Callable[[Path], None] | None) -> None:
-        if write is not None:
-            kept.mkdir()
-            write(kept)
-
-    run_on_two(together.model_copy(update={"parallel": ParallelOptions(shard=2)}), unused_port, save=keep)
+    saving = CheckpointOptions(every_steps=2, asynchronous=beside)
+    together = together.model_copy(update={"parallel": ParallelOptions(shard=shard), "checkpoint": saving})
+    run_on_two(together, unused_port)
     events: list[dict[str, Any]] = []
-    run(alone, restore=lambda read: read(kept), say=events.append)
+    run(alone.model_copy(update={"store": together.store}), say=events.append)
     assert events[0]["step"] == 2
     assert_equal_weights(alone, together, PARAMETER_ATOL)
+
+
+def copied(order: StageOrder, folder: Path) -> tuple[StageOrder, list[Path]]:
+    """The order on a copy of its shards, and their tars."""
+    ((manifest, index),) = order.parts
+    shutil.copytree(Path(manifest).parent, folder)
+    return order.model_copy(update={"parts": ((str(folder / "manifest.json"), index),)}), sorted(folder.glob("*.tar"))
+
+
+def test_a_shard_that_one_worker_misses_ends_the_stage_on_all_with_its_name(
+    order: Callable[..., StageOrder], unused_port: int, tmp_path: Path
+) -> None:
+    changed, tars = copied(order(ALIGN, "two", "steps=40", "batch.packs=3"), tmp_path / "shards")
+    for tar in tars[1:]:
+        tar.unlink()
+    failed = run_on_two(changed, unused_port, good=False)
+    assert len(failed) == 2 and failed[0] == failed[1]
+    assert "nothing at" in failed[0] and any(tar.name in failed[0] for tar in tars[1:])
+
+
+def test_pictures_that_are_not_those_of_the_table_are_left_out_and_counted_by_all(
+    order: Callable[..., StageOrder], unused_port: int, tmp_path: Path
+) -> None:
+    changed, tars = copied(order(ALIGN, "two", "steps=6", "batch.packs=3"), tmp_path / "shards")
+    for tar in tars:
+        data = bytearray(tar.read_bytes())
+        place = data.index(b"IDAT") + 40  # in the first picture of the shard
+        data[place] ^= 1
+        tar.write_bytes(data)
+    events: list[dict[str, Any]] = []
+    alone = {"folder": changed.folder + "-alone", "store": changed.store + "-alone"}
+    run(changed.model_copy(update=alone), say=events.append)
+    found = events[-1]["metrics"]
+    assert found["data/unreadable"] == found["data/unreadable/DamagedPicture"] > 0
+    run_on_two(changed, unused_port)
+    ours, theirs = (consumed(Path(folder) / "consumed") for folder in (changed.folder, alone["folder"]))
+    assert ours == theirs and len(ours) == 6
 
 
 @pytest.fixture
@@ -164,32 +204,27 @@ class Killed(Exception):
     pass
 
 
-def killed_at_its_checkpoint(order: StageOrder, tmp_path: Path) -> Path:
-    """Run a stage until its first checkpoint is written, and no further; returns the checkpoint."""
-    kept = tmp_path / "checkpoint"
+def die(name: str, step: int) -> None:
+    raise Killed
 
-    def save_and_die(name: str, write: Callable[[Path], None] | None) -> None:
-        kept.mkdir()
-        assert write is not None
-        write(kept)
-        raise Killed
 
+def kill_at_its_checkpoint(order: StageOrder) -> None:
+    """Run a stage until its first checkpoint is whole, and no further."""
     with pytest.raises(Killed):
-        run(order, save=save_and_die)
-    return kept
+        run(order, hooks=Hooks(published=die))
 
 
 @pytest.mark.parametrize("number", [INSTRUCT, RL])
 def test_a_stage_that_was_killed_goes_on_from_its_checkpoint_to_the_same_weights(
-    order: Callable[..., StageOrder], tmp_path: Path, number: int
+    order: Callable[..., StageOrder], number: int
 ) -> None:
     extra = ("objective.rollout.keep=[0.0,1.0]", "objective.rollout.prompts=2", "objective.rollout.max_new_tokens=8")
     overrides = ("optim.kind=muon", *(extra if number == RL else ()))
     whole, broken = order(number, "whole", *overrides), order(number, "broken", *overrides)
     run(whole)
-    kept = killed_at_its_checkpoint(broken, tmp_path)
+    kill_at_its_checkpoint(broken)
     events: list[dict[str, Any]] = []
-    run(broken, restore=lambda read: read(kept), say=events.append)
+    run(broken, say=events.append)
     assert events[0]["kind"] == "start" and events[0]["step"] == 2
     assert_equal_weights(whole, broken, 0.0)
 
@@ -220,14 +255,14 @@ PREFERENCES = {
 
 @pytest.mark.parametrize("name", ["dpo", "rm"])
 def test_preferences_go_on_from_a_checkpoint_against_the_same_reference(
-    order: Callable[..., StageOrder], tmp_path: Path, name: str
+    order: Callable[..., StageOrder], name: str
 ) -> None:
     options = (*PREFER, *PREFERENCES[name])
     whole, broken = order(LAST, "whole", *options), order(LAST, "broken", *options)
     outcome = run(whole)
     assert outcome["metrics"]["eval/all/pairs"] > 0
-    kept = killed_at_its_checkpoint(broken, tmp_path)
-    again = run(broken, restore=lambda read: read(kept))
+    kill_at_its_checkpoint(broken)
+    again = run(broken)
     assert_equal_weights(whole, broken, 0.0)
     assert again["metrics"] == outcome["metrics"]
 
@@ -245,7 +280,7 @@ def test_preferences_learnt_by_two_workers_that_share_the_model_are_those_of_one
 
 
 def test_adapters_train_the_decoder_alone_and_the_export_is_a_plain_model(
-    order: Callable[..., StageOrder], tmp_path: Path
+    order: Callable[..., StageOrder],
 ) -> None:
     train = "train={decoder: {lora: {rank: 4, alpha: 8}, lr: 0.01}}"
     whole, broken = (
@@ -260,8 +295,8 @@ def test_adapters_train_the_decoder_alone_and_the_export_is_a_plain_model(
     assert len(changed) == 4 * 7 and all(name.split(".")[-2] in PROJECTIONS for name in changed)
     verify(Path(whole.folder) / "model")
 
-    kept = killed_at_its_checkpoint(broken, tmp_path)
-    run(broken, restore=lambda read: read(kept))
+    kill_at_its_checkpoint(broken)
+    run(broken)
     assert_equal_weights(whole, broken, 0.0)
 
 
