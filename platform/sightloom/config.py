@@ -164,7 +164,7 @@ def _keys_beside(cls: type[pydantic.BaseModel], location: list[Any]) -> list[str
             step += _models_in(field.annotation) if field is not None else []
         # indexes, mapping keys and discriminator tags stand in the path without being fields
         models = step or models
-    return sorted({name for model in models for name in model.model_fields})
+    return sorted({field.alias or name for model in models for name, field in model.model_fields.items()})
 
 
 def _models_in(annotation: Any) -> list[type[pydantic.BaseModel]]:

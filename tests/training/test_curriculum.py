@@ -17,6 +17,12 @@ def nano() -> dict[str, Any]:
     return data
 
 
+def test_every_stage_has_the_precision_of_the_defaults_or_its_own() -> None:
+    adamw = "defaults.optim={kind: adamw}"
+    curriculum = load(Curriculum, NANO, [adamw, "defaults.precision=bf16", "stages.3.precision=fp32"])
+    assert [stage.precision for stage in curriculum.stages] == ["bf16", "bf16", "bf16", "fp32", "bf16"]
+
+
 def test_the_nano_curriculum_is_valid_and_its_stages_inherit_the_defaults() -> None:
     curriculum = load(Curriculum, NANO, ["defaults.optim.clip=0.5", "stages.1.optim.clip=2.0"])
     assert [stage.stage for stage in curriculum.stages] == ["align", "instruct", "reason", "reason", "specialize"]
@@ -42,8 +48,18 @@ def test_the_nano_curriculum_is_valid_and_its_stages_inherit_the_defaults() -> N
         (lambda d: d["stages"][1]["mix"]["replay"].update(weight=0.5), "must sum to 1"),
         (lambda d: d.update(parallel={"shard": 3}), "replicate x shard must be the number of workers, 2"),
         (lambda d: d.update(parallel={"replicate": 2, "shard": 2}), "they are 2 x 2"),
-        (lambda d: d.update(parallel={"shard": 2}), r"stages.0.optim.kind: muon needs whole matrices"),
-        (lambda d: d.update(parallel={"compile": True}), "unknown key 'compile'"),
+        (lambda d: d.update(parallel={"shard": 2}), "stages.0.optim.kind: muon needs whole .* parallel.shard adamw"),
+        (lambda d: d["defaults"].update(precision="bf16"), "stages.0.optim.kind: muon needs .* precision: bf16 adamw"),
+        (lambda d: d["defaults"].update(precision="fp16"), "'fp32' or 'bf16'.*'fp16'"),
+        (lambda d: d["stages"][3].update(precision="bf16"), "stages.3.objective: rl .* precision: bf16 does not"),
+        (lambda d: d["ray"].update(workers=0, gpus_per_worker=1), "gpus_per_worker needs workers"),
+        (lambda d: d["model"].update(pixels=[4096, 1024]), "the least .4096. is above the most .1024."),
+        (lambda d: d["stages"][0].update(epochs=1), "'align': give either steps or epochs"),
+        (lambda d: d["stages"][0].pop("steps"), "'align': give either steps or epochs"),
+        (lambda d: (d["run"].update(name="My.Run"), d["stages"][4].update(register=True)), "cannot name a registered"),
+        (lambda d: d["stages"][0].update(regster=True), "unknown key 'regster'.*did you mean 'register'"),
+        (lambda d: d["stages"][0]["train"].update(visoin=0.1), "unknown key 'visoin'.*did you mean 'vision'"),
+        (lambda d: d["stages"][1].update(init="reason-sft"), "'reason-sft' is no earlier stage and no path"),
         (lambda d: d["stages"][0].update(train={}), "everything is frozen"),
         (
             lambda d: d["stages"][4]["train"].update(decoder={"lora": {"rnak": 4, "alpha": 8}, "lr": 1.0}),

@@ -180,7 +180,7 @@ class _Road:
         share = self._numbers.step_share
         if share < 1:
             for index, stage in enumerate(curriculum.stages):
-                sets.append(f"stages.{index}.steps={max(2, round(stage.steps * share))}")
+                sets.append(f"stages.{index}.steps={max(2, round(stage.num_steps * share))}")
                 sets.append(f"stages.{index}.evaluate.per_domain={self._numbers.eval_per_domain}")
             curriculum = config.load(Curriculum, path, sets)
         return curriculum

@@ -61,18 +61,30 @@ def packed_attention(
         gqa = q.shape[1] != k.shape[1]
         out: Any = varlen_attn(q, k, v, cu, cu, longest, longest, scale=scaling, window_size=window, enable_gqa=gqa)
         return out[None], None
-    buckets = _buckets(tuple(cu_seq_lens_q.tolist()), causal)
+    return _bucketed(query, key, value, scaling, causal, cu_seq_lens_q), None
+
+
+@torch.compiler.disable  # its shapes are the documents', which differ in every pack
+def _bucketed(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    scaling: float | None,
+    causal: bool,
+    boundaries: torch.Tensor,
+) -> torch.Tensor:
+    buckets = _buckets(tuple(boundaries.tolist()), causal)
     if not len(buckets[0].order):
         num, length = buckets[0].shape
         q, k, v = (states[0].unflatten(1, (num, length)).transpose(0, 1) for states in (query, key, value))
-        return _dense(q, k, v, None, scaling, causal).reshape(1, num * length, query.shape[1], -1), None
+        return _dense(q, k, v, None, scaling, causal).reshape(1, num * length, query.shape[1], -1)
     rows = [states[0].transpose(0, 1) for states in (query, key, value)]
     parts = []
     for bucket in buckets:
         q, k, v = (states.index_select(0, bucket.gather).unflatten(0, bucket.shape).transpose(1, 2) for states in rows)
         parts.append(_dense(q, k, v, None, scaling, causal).flatten(0, 1))
     joined = parts[0] if len(parts) == 1 else torch.cat(parts)
-    return joined.index_select(0, buckets[0].order)[None], None
+    return joined.index_select(0, buckets[0].order)[None]
 
 
 def _dense(

@@ -17,6 +17,7 @@ from sightloom.model import attention, patch_embedding
 from sightloom.model.packs import Pack
 from sightloom.model.sampling import never_written
 from sightloom.objectives.language import token_logprobs, token_logprobs_and_entropy
+from sightloom.objectives.precision import widened
 
 Want = Literal["logprobs", "entropy", "contrastive", "reward"]
 LOGPROBS: Final[tuple[Want, ...]] = ("logprobs",)
@@ -112,14 +113,16 @@ class TrainableVLM(nn.Module):
             if not isinstance(self.heads, ContrastiveHeads):
                 raise ValueError("contrastive features are asked for, but the model has no contrastive heads")
             pooled_KD = hidden_LD.index_select(0, pack.pool_positions)
-            text_features = F.normalize(self.heads.text(pooled_KD).float(), dim=-1)
+            text_features = F.normalize(widened(self.heads.text(pooled_KD.to(self.heads.text.weight.dtype))), dim=-1)
             if vision is not None:
                 images_nD = torch.stack([tokens.mean(0) for tokens in vision.pooler_output])
-                image_features = F.normalize(self.heads.image(images_nD).float(), dim=-1)
+                images_nD = images_nD.to(self.heads.image.weight.dtype)
+                image_features = F.normalize(widened(self.heads.image(images_nD)), dim=-1)
         if "reward" in want:
             if not isinstance(self.heads, RewardHead):
                 raise ValueError("rewards are asked for, but the model has no reward head")
-            rewards = self.heads.score(hidden_LD.index_select(0, pack.pool_positions))[:, 0].float()
+            pooled_KD = hidden_LD.index_select(0, pack.pool_positions)
+            rewards = widened(self.heads.score(pooled_KD.to(self.heads.score.weight.dtype))[:, 0])
         return Outputs(logprobs, entropy, image_features, text_features, rewards)
 
     def _look(self, pack: Pack) -> Any:

@@ -11,6 +11,8 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
+from sightloom.objectives.precision import widened
+
 Gather = Callable[[torch.Tensor], torch.Tensor]  # [B, D] of this rank → [N, D] of all ranks, differentiable
 MAX_SCALE = 100.0  # open_clip's and CLIP's cap of the logit scale
 
@@ -34,8 +36,8 @@ def clip_loss(
         gather: the features of all ranks; gradients must flow back to their owners.
         offset: where this rank's rows stand among the gathered ones.
     """
-    scale = log_scale.float().exp().clamp(max=MAX_SCALE)
-    image_BD, text_BD = image_BD.float(), text_BD.float()
+    scale = widened(log_scale).exp().clamp(max=MAX_SCALE)
+    image_BD, text_BD = widened(image_BD), widened(text_BD)
     targets_B = torch.arange(offset, offset + len(image_BD), device=image_BD.device)
     over_texts = F.cross_entropy(scale * image_BD @ gather(text_BD).T, targets_B, reduction="sum")
     over_images = F.cross_entropy(scale * text_BD @ gather(image_BD).T, targets_B, reduction="sum")
@@ -54,8 +56,8 @@ def siglip_loss(
 
     Arguments as in `clip_loss`. Divided by the global number of pairs it is open_clip's SigLipLoss.
     """
-    scale = log_scale.float().exp().clamp(max=MAX_SCALE)
-    logits_BN = scale * image_BD.float() @ gather(text_BD.float()).T + bias.float()
+    scale = widened(log_scale).exp().clamp(max=MAX_SCALE)
+    logits_BN = scale * widened(image_BD) @ gather(widened(text_BD)).T + widened(bias)
     rows_B = torch.arange(len(logits_BN), device=logits_BN.device)
     signs_BN = torch.full_like(logits_BN, -1.0)
     signs_BN[rows_B, rows_B + offset] = 1.0

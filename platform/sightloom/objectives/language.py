@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
 from sightloom.objectives.entropy import token_entropy
+from sightloom.objectives.precision import widened
 
 _Scores = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, float, torch.Tensor | None], tuple[torch.Tensor, ...]]
 CHUNK_LOGITS: Final = 2**27  # float32 logits that are held at once: 512 MB
@@ -53,7 +54,7 @@ def lm_loss(logprobs_M: torch.Tensor, weights_M: torch.Tensor | None = None) -> 
 def _logits(
     hidden_MD: torch.Tensor, weight_VD: torch.Tensor, temperature: float, never: torch.Tensor | None
 ) -> torch.Tensor:
-    logits_MV = (hidden_MD @ weight_VD.T).float() / temperature
+    logits_MV = widened(hidden_MD @ weight_VD.T) / temperature
     return logits_MV if never is None else logits_MV.index_fill(1, never, _NEVER)
 
 

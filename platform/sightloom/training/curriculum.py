@@ -1,12 +1,14 @@
 """The curriculum file: stages, objectives, mixtures, rates and gates, validated once (training.md §3)."""
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Final, Literal, get_args
 
-from pydantic import Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from sightloom.config import Frozen
-from sightloom.training.objective_options import Count, Objective, Positive, Share
+from sightloom.training.objective_options import Count, Objective, Positive, RlObjective, Share
+from sightloom.training.rates import Rates
 from sightloom.training.run_options import (
     CheckpointOptions,
     Data,
@@ -18,8 +20,9 @@ from sightloom.training.run_options import (
 )
 
 StageKind = Literal["align", "instruct", "reason", "prefer", "specialize"]
+MODEL_NAME: Final = r"[a-z0-9][a-z0-9_-]{0,63}"
 STAGE_ORDER: Final[tuple[str, ...]] = get_args(StageKind)
-Rate = Annotated[float, Field(gt=0)] | Literal["frozen"]
+Precision = Literal["fp32", "bf16"]
 
 
 class Batch(Frozen):
@@ -57,53 +60,6 @@ class Source(Frozen):
     manifest: str | None = None
 
 
-class Lora(Frozen):
-    """Low-rank adapters that act as (alpha / rank)·B A."""
-
-    rank: Count
-    alpha: Positive
-
-
-class LoraRate(Frozen):
-    """Adapters beside frozen weights, trained at the rate `lr`."""
-
-    lora: Lora
-    lr: Positive
-
-
-RateOrLora = Annotated[
-    Annotated[Rate, Tag("rate")] | Annotated[LoraRate, Tag("adapted")],
-    Discriminator(lambda value: "adapted" if isinstance(value, Mapping | LoraRate) else "rate"),
-]
-
-
-class Rates(Frozen):
-    """A learning rate for each part of the model, or `frozen`; the decoder may train adapters instead."""
-
-    vision: Rate = "frozen"
-    fusion: Rate = "frozen"
-    decoder: RateOrLora = "frozen"
-    head: Rate = "frozen"
-
-    @model_validator(mode="after")
-    def _something_trains(self) -> "Rates":
-        if set(self.by_group().values()) == {None}:
-            raise ValueError("everything is frozen: give at least one part a learning rate")
-        return self
-
-    def by_group(self) -> dict[str, float | None]:
-        """Learning rate per module group, None where it is frozen."""
-        values = {name: getattr(self, name) for name in ("vision", "fusion", "decoder", "head")}
-        if isinstance(self.decoder, LoraRate):
-            values["decoder"] = self.decoder.lr
-        return {name: None if value == "frozen" else float(value) for name, value in values.items()}
-
-    @property
-    def lora(self) -> Lora | None:
-        """The decoder's adapters, None where it trains as it is or not at all."""
-        return self.decoder.lora if isinstance(self.decoder, LoraRate) else None
-
-
 class Rule(Frozen):
     """One gate on a metric of the stage's evaluation; `init` is the model that the stage started from.
 
@@ -137,19 +93,47 @@ class EvaluateOptions(Frozen):
 
 
 class Stage(Frozen):
-    """One stage; what `defaults` says holds where the stage says nothing."""
+    """One stage; what `defaults` says holds where the stage says nothing.
+
+    Its length is given in `steps` or in `epochs`: visits to each sample of the mixture's heaviest source. `init` is an
+    earlier stage or a model's address, null: the stage before. `register` makes the promoted model a version of the
+    registry.
+    """
+
+    model_config = ConfigDict(populate_by_name=True)
 
     name: str = Field(pattern=r"^[\w-]+$")
     stage: StageKind
-    steps: Count
+    steps: Count | None = None
+    epochs: Positive | None = None
     objective: Objective
     mix: dict[str, Source] = Field(min_length=1)
     train: Rates
     batch: Batch
     optim: Optim
     evaluate: EvaluateOptions
+    precision: Precision = "fp32"
     promote_if: tuple[Rule, ...] = ()
     init: str | None = None
+    registers: bool = Field(default=False, alias="register")  # pydantic's metaclass has an attribute `register`
+
+    @property
+    def num_steps(self) -> int:
+        """The optimizer steps of a stage whose length is known (`epochs` become steps once the data is)."""
+        if self.steps is None:
+            raise ValueError(f"stage '{self.name}' is given in epochs, its steps are not known yet")
+        return self.steps
+
+    @property
+    def answers(self) -> bool:
+        """Whether the stage ends with a model that answers questions."""
+        return self.objective.kind not in ("align", "rm")
+
+    @model_validator(mode="after")
+    def _one_length(self) -> "Stage":
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError(f"stage '{self.name}': give either steps or epochs")
+        return self
 
     @field_validator("mix")
     @classmethod
@@ -166,7 +150,7 @@ class Defaults(Frozen):
     batch: Batch = Batch()
     optim: Optim = Optim()
     evaluate: EvaluateOptions = EvaluateOptions()
-    precision: Literal["fp32"] = "fp32"
+    precision: Precision = "fp32"
 
 
 class Curriculum(Frozen):
@@ -186,7 +170,7 @@ class Curriculum(Frozen):
     @model_validator(mode="before")
     @classmethod
     def _inherit(cls, value: Any) -> Any:
-        """Lay each stage's `batch`, `optim` and `evaluate` over the defaults."""
+        """Lay each stage's `batch`, `optim`, `evaluate` and `precision` over the defaults."""
         if not isinstance(value, Mapping) or not isinstance(value.get("stages"), list | tuple):
             return value
         raw = value.get("defaults") or {}
@@ -200,6 +184,7 @@ class Curriculum(Frozen):
                     below, own = raw.get(key) or {}, stage.get(key) or {}
                     if isinstance(below, Mapping) and isinstance(own, Mapping):
                         merged[key] = {**below, **own}
+                merged.setdefault("precision", raw.get("precision", "fp32"))
                 stages.append(merged)
             else:
                 stages.append(stage)
@@ -218,11 +203,23 @@ class Curriculum(Frozen):
             raise ValueError(
                 "parallel: elastic workers (ray.workers: [least, most]) need replicate null and shard 1 or all"
             )
-        for index, stage in enumerate(self.stages if parallel.shares else ()):
-            if stage.optim.kind == "muon":
-                raise ValueError(f"stages.{index}.optim.kind: muon needs whole matrices, parallel.shard adamw")
-            if stage.objective.kind == "rl":
-                raise ValueError(f"stages.{index}.objective: rl writes with the whole model; set parallel.shard to 1")
+        for index, stage in enumerate(self.stages):
+            why = "parallel.shard" if parallel.shares else "precision: bf16" if stage.precision == "bf16" else None
+            if why and stage.optim.kind == "muon":
+                raise ValueError(f"stages.{index}.optim.kind: muon needs whole float32 matrices, {why} adamw")
+            if why and isinstance(stage.objective, RlObjective) and stage.objective.rollout.engine == "transformers":
+                raise ValueError(
+                    f"stages.{index}.objective: rl with rollout.engine transformers writes with the whole float32 "
+                    f"model, {why} does not keep one"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _registered_under_a_name(self) -> "Curriculum":
+        if any(stage.registers for stage in self.stages) and not re.fullmatch(MODEL_NAME, self.run.name):
+            raise ValueError(
+                f"run.name: '{self.run.name}' cannot name a registered model; use lower-case letters, digits, - and _"
+            )
         return self
 
     @model_validator(mode="after")

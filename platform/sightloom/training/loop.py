@@ -15,6 +15,7 @@ import torch
 from sightloom.errors import SightloomError
 from sightloom.training.checkpoint import Position
 from sightloom.training.curriculum import Optim
+from sightloom.training.flops import Meter
 from sightloom.training.optim import schedule_factor, set_rates
 from sightloom.training.parallel import Workers
 from sightloom.training.saver import Saver
@@ -49,6 +50,7 @@ def fit(
     saver: Saver,
     note: Callable[[int, list[str]], None],
     say: Callable[[Event], None],
+    meter: Meter | None = None,
 ) -> Totals:
     """Run from `start` to `steps`; all workers call it together.
 
@@ -63,7 +65,7 @@ def fit(
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     began = time.perf_counter()
-    tally = _Tally(workers)
+    tally = _Tally(workers, meter)
     samples, in_a_row, skipped, last_said = 0, 0, start.skipped, start.step
     good = start  # the place behind the last step that was not skipped
     for step in range(start.step, steps):
@@ -73,7 +75,7 @@ def fit(
             good = Position(step, place, skipped)
         batches, failure = _fetched(objective, step)
         tally.wait_s += time.perf_counter() - step_began
-        mine = objective.counts(batches)
+        mine = objective.counts(batches) | (meter.count(batches) if meter is not None else {})
         told = {_SAVE: step > start.step and saver.wants(step), _SAVED: saver.ready, _LOG: tally.due}
         told[_FAILED] = failure is not None
         counts = workers.sum_all(mine | {name: float(value) for name, value in told.items()})
@@ -86,6 +88,7 @@ def fit(
         log = counts.pop(_LOG) > 0
         note(step, objective.consumed())
         optimizer.zero_grad(set_to_none=True)
+        objective.prepare(model, batches, counts)
         for number, batch in enumerate(batches, 1):
             reduce_at(model, last=number == len(batches))
             loss = objective.loss(model, batch, counts)
@@ -140,8 +143,8 @@ def _first(failures: list[SightloomError | None]) -> SightloomError:
 class _Tally:
     """Sums between two reports; the sums of all workers meet only when there is something to say."""
 
-    def __init__(self, workers: Workers) -> None:
-        self._workers = workers
+    def __init__(self, workers: Workers, meter: Meter | None) -> None:
+        self._workers, self._meter = workers, meter
         self.total_wait_s = 0.0
         self._reset()
 
@@ -177,6 +180,8 @@ class _Tally:
             if name in self._counts:
                 metrics[f"speed/{name}_per_s"] = self._counts[name] / seconds
         metrics["speed/steps_per_s"] = steps / seconds
+        if self._meter is not None:
+            metrics |= self._meter.metrics(self._counts, steps, seconds)
         metrics[f"{source}/wait_share"] = self.wait_s / seconds
         self.total_wait_s += self.wait_s
         self._reset()

@@ -12,12 +12,17 @@ Count = Annotated[int, Field(ge=1)]
 
 
 class AlignObjective(Frozen):
-    """Contrastive alignment across all workers plus captioning."""
+    """Contrastive alignment across all workers plus captioning.
+
+    `grad_cache`: a worker takes its bins one after the other and looks at them twice, for a contrastive batch that is
+    larger than memory; else they are one micro-batch.
+    """
 
     kind: Literal["align"]
     contrastive: Literal["siglip", "clip"] = "siglip"
     weight: Annotated[float, Field(ge=0)] = 0.5
     caption_weight: Annotated[float, Field(ge=0)] = 1.0
+    grad_cache: bool = False
 
 
 class SftObjective(Frozen):
@@ -62,7 +67,7 @@ class Rewards(Frozen):
 class RolloutOptions(Frozen):
     """A step samples `prompts` groups of `n` responses; groups with mean accuracy outside `keep` are replaced."""
 
-    engine: Literal["transformers"] = "transformers"
+    engine: Literal["transformers", "vllm"] = "transformers"
     prompts: Count = 8
     n: Annotated[int, Field(ge=2)] = 8
     temperature: Positive = 1.0

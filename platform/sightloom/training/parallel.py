@@ -24,12 +24,13 @@ T = TypeVar("T")
 class Workers:
     """This process's place among the workers; `Workers(0, 1)` needs no process group.
 
-    `sharded`: they share the model out, so all must run equally many forwards.
+    `sharded`: they share the model out, so all must run equally many forwards. `device`: where this one computes.
     """
 
     rank: int
     world: int
     sharded: bool = False
+    device: str = "cpu"
 
     def sum(self, values: Tensor) -> Tensor:
         """The elementwise sum over the workers; every worker gets it."""
@@ -43,7 +44,7 @@ class Workers:
         if self.world == 1 or not values:
             return values
         names = sorted(values)
-        total = self.sum(torch.tensor([values[name] for name in names], dtype=torch.float64))
+        total = self.sum(torch.tensor([values[name] for name in names], dtype=torch.float64, device=self.device))
         return dict(zip(names, total.tolist(), strict=True))
 
     def gather_rows(self, rows_ND: Tensor) -> Tensor:
@@ -61,7 +62,7 @@ class Workers:
         """Each worker's count, by rank."""
         if self.world == 1:
             return [count]
-        counts = torch.zeros(self.world, dtype=torch.int64)
+        counts = torch.zeros(self.world, dtype=torch.int64, device=self.device)
         counts[self.rank] = count
         return [int(value) for value in self.sum(counts).tolist()]
 
@@ -111,3 +112,9 @@ class Workers:
         """Wait for all workers."""
         if self.world > 1:
             dist.barrier()
+
+
+def ensure_group() -> None:
+    """A process group of this process alone, where there is none: FSDP asks for one even then."""
+    if not dist.is_initialized():
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]

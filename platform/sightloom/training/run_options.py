@@ -16,15 +16,21 @@ class Run(Frozen):
 
 
 class Model(Frozen):
-    """Where the first stage starts: a preset built from scratch, or a pretrained folder, hub id or URI."""
+    """Where the first stage starts: a preset built from scratch, or a pretrained folder, hub id or URI.
+
+    `pixels`: the least and the most pixels that a picture is resized to, null: what the model's processor says.
+    """
 
     preset: str | None = None
     pretrained: str | None = None
+    pixels: tuple[Count, Count] | None = None
 
     @model_validator(mode="after")
     def _exactly_one(self) -> "Model":
         if (self.preset is None) == (self.pretrained is None):
             raise ValueError("give either preset or pretrained")
+        if self.pixels is not None and self.pixels[0] > self.pixels[1]:
+            raise ValueError(f"pixels: the least ({self.pixels[0]}) is above the most ({self.pixels[1]})")
         return self
 
 
@@ -41,12 +47,13 @@ class Data(Frozen):
 
 
 class RayOptions(Frozen):
-    """Workers on the cluster (0: in the driver's own process, without Ray), each with so many threads.
+    """Workers on the cluster (0: in the driver's own process, without Ray), each with so many threads and GPUs.
 
     `workers: [least, most]` is elastic: as many as there is room for, looked at every `resize_every_s`.
     """
 
     workers: Annotated[int, Field(ge=0)] | tuple[Count, Count] = 1
+    gpus_per_worker: Annotated[int, Field(ge=0, le=1)] = 0
     threads: Count = 1
     max_failures: Annotated[int, Field(ge=0)] = 8
     resize_every_s: Positive = 60
@@ -68,17 +75,29 @@ class RayOptions(Frozen):
         """How many there are at most."""
         return self.workers[1] if isinstance(self.workers, tuple) else self.workers
 
+    @property
+    def gpus(self) -> int:
+        """GPUs that the workers hold together, at most."""
+        return self.most_workers * self.gpus_per_worker
+
+    @model_validator(mode="after")
+    def _gpus_have_workers(self) -> "RayOptions":
+        if self.gpus_per_worker and not self.workers:
+            raise ValueError("gpus_per_worker needs workers on Ray: set workers to 1 or more")
+        return self
+
 
 class ParallelOptions(Frozen):
     """How the workers hold the model: `replicate` times whole, each time shared out over `shard` of them.
 
     `replicate` null: as often as there are workers for; `shard: all`: over all of them, however many there are.
-    `recompute` keeps no activations inside a layer.
+    `recompute` keeps no activations inside a layer; `compile` compiles each layer.
     """
 
     replicate: Count | None = None
     shard: Count | Literal["all"] = 1
     recompute: bool = False
+    compile: bool = False
 
     @property
     def shares(self) -> bool:
@@ -110,7 +129,13 @@ class CheckpointOptions(Frozen):
 
 
 class TrackingOptions(Frozen):
-    """The MLflow store; without `uri` a sqlite file in the output folder."""
+    """The MLflow store; without `uri` a sqlite file in the output folder.
+
+    `usd_per_gpu_hour` prices the stages; `peak_tflops` is what a worker's device can do at most, where its name is not
+    known or is not to be believed: it is what MFU is measured against.
+    """
 
     uri: str | None = None
     experiment: str = "sightloom"
+    usd_per_gpu_hour: Positive | None = None
+    peak_tflops: Positive | None = None

@@ -5,37 +5,57 @@ over all workers, as everywhere (training.md §4): FSDP's own division is switch
 inherited. Every worker must run the same forwards, so packs without a picture look at a blank one.
 """
 
+import os
+import shutil
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils import _pytree
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from sightloom.errors import UserMistake
 from sightloom.model.heads import Outputs, TrainableVLM
 
 
-def shard_model(model: TrainableVLM, replicate: int, shard: int) -> None:
+def shard_model(model: TrainableVLM, replicate: int, shard: int, device: str = "cpu", bfloat16: bool = False) -> None:
     """Share the parameters of `model` out in place over `replicate` groups of `shard` workers, a process each.
 
-    With `replicate` 1 it is plain FSDP2; a process group must exist.
+    With `replicate` 1 it is plain FSDP2; a process group must exist. `bfloat16` computes in it; the weights that are
+    kept, the sums of gradients and the heads stay float32.
     """
     if Outputs not in _pytree.SUPPORTED_NODES:  # FSDP looks for the outputs' tensors to hook its backward to
         _pytree.register_dataclass(Outputs)
-    mesh = init_device_mesh("cpu", (replicate, shard), mesh_dim_names=("replicate", "shard"))
+    kind = torch.device(device).type
+    mesh = init_device_mesh(kind, (replicate, shard), mesh_dim_names=("replicate", "shard"))
     own = mesh if replicate > 1 else mesh["shard"]
     heads = set(model.heads.parameters()) if model.heads is not None else set()
+    policy = MixedPrecisionPolicy()
+    if bfloat16:
+        policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
     for block in list(blocks(model)):
-        fully_shard(block, mesh=own)
-    fully_shard(model, mesh=own, ignored_params=heads)
+        fully_shard(block, mesh=own, mp_policy=policy)
+    fully_shard(model, mesh=own, mp_policy=policy, ignored_params=heads)
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.set_force_sum_reduction_for_comms(True)
             module.set_gradient_divide_factor(1.0)
     model.always_look = True
+
+
+def compile_blocks(model: torch.nn.Module) -> None:
+    """Compile each block by itself, for any length of a pack; attention over documents stays as it is.
+
+    Raises:
+        UserMistake: there is nothing to compile with.
+    """
+    if not torch.cuda.is_available() and shutil.which(os.environ.get("CXX", "c++")) is None:
+        raise UserMistake("parallel.compile needs a C++ compiler on every worker", "install g++, or leave it out")
+    for block in blocks(model):
+        block.compile(dynamic=True)
 
 
 def blocks(model: torch.nn.Module) -> list[torch.nn.Module]:

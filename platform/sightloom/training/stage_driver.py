@@ -126,7 +126,7 @@ class StageDriver:
         if storage.exists(str(done)):
             return dict(storage.read_json(str(done)))
         the_outsider()  # imports what it needs while the stage trains
-        with progress.step(self._stage.name, total=self._stage.steps, unit="steps") as step:
+        with progress.step(self._stage.name, total=self._stage.num_steps, unit="steps") as step:
             outcome = crew.get().run(self._order(), self._listener(step, run_id))
         if "failed" in outcome:
             raise SightloomError(f"stage '{self._stage.name}': {outcome['failed']}", outcome.get("hint", ""))
@@ -197,6 +197,7 @@ class StageDriver:
             store=self._store,
             checkpoint=self._curriculum.checkpoint,
             parallel=self._curriculum.parallel,
+            peak_tflops=self._curriculum.tracking.peak_tflops,
             info=info,
         )
 

@@ -122,9 +122,9 @@ def plan(curriculum: Curriculum, out: str) -> tuple[PlannedStage, ...]:
         current = None
         if report is not None:
             current = starts[stage.name] = Start(Path(report.model_dir), report.digest, report.metrics)
-        tokens = stage.steps * stage.batch.packs * stage.batch.max_tokens
+        tokens = stage.num_steps * stage.batch.packs * stage.batch.max_tokens
         status = "to do" if report is None else report.status
-        planned.append(PlannedStage(stage.name, stage.stage, stage.objective.kind, stage.steps, tokens, status))
+        planned.append(PlannedStage(stage.name, stage.stage, stage.objective.kind, stage.num_steps, tokens, status))
     return tuple(planned)
 
 

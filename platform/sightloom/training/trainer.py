@@ -146,7 +146,7 @@ class Crew:
         scaling = ray.train.ScalingConfig(
             num_workers=self._options.workers,
             resources_per_worker={"CPU": 1},
-            use_gpu=False,
+            use_gpu=self._options.gpus_per_worker > 0,
             elastic_resize_monitor_interval_s=self._options.resize_every_s,
         )
         # which checkpoints are whole the store knows; a list that Ray kept of an earlier run would hold it up
@@ -170,7 +170,8 @@ class Crew:
 def work(config: dict[str, Any]) -> None:
     """What every worker does: take orders until there are none."""
     context = ray.train.get_context()
-    workers = Workers(context.get_world_rank(), context.get_world_size())
+    device = str(ray.train.torch.get_device())
+    workers = Workers(context.get_world_rank(), context.get_world_size(), device=device)
     torch.set_num_threads(config["threads"])
     desk, done = config["desk"], -1
     while (raw := ray.get(desk.take.remote(done))) is not None:

@@ -22,13 +22,14 @@ from sightloom.training.consumed import ConsumptionLog
 from sightloom.training.corpus import Corpus
 from sightloom.training.curriculum import Stage
 from sightloom.training.export import Probe, export
+from sightloom.training.flops import FlopCounter, Meter, device_peak
 from sightloom.training.loop import Event, Totals, fit
 from sightloom.training.optim import build_optimizer
 from sightloom.training.order import keyed
-from sightloom.training.parallel import Workers
+from sightloom.training.parallel import Workers, ensure_group
 from sightloom.training.run_options import CheckpointOptions, ParallelOptions
 from sightloom.training.saver import Hooks, Saver
-from sightloom.training.sharding import gathered, shard_model
+from sightloom.training.sharding import compile_blocks, gathered, shard_model
 from sightloom.training.tasks.batch import Packer
 from sightloom.training.tasks.build import build_objective
 
@@ -55,6 +56,7 @@ class StageOrder(Frozen):
     checkpoint: CheckpointOptions
     info: dict[str, Any]
     parallel: ParallelOptions = ParallelOptions()
+    peak_tflops: float | None = None
 
     @property
     def label(self) -> str:
@@ -75,17 +77,23 @@ def run_stage(
     """
     began = time.perf_counter()
     stage = order.stage
-    workers = replace(workers, sharded=order.parallel.holders(workers.world) > 1)
+    bfloat16 = stage.precision == "bf16"
+    shares = order.parallel.holders(workers.world)
+    workers = replace(workers, sharded=shares > 1 or bfloat16)
     vlm = load(order.start)
     model = _trainable(vlm, order)
     corpus = _corpus(order.parts, order.heldout)
     encoder = Encoder(vlm.processor)
-    packer = Packer(encoder, vlm.model.config)
+    packer = Packer(encoder, vlm.model.config, workers.device)
     objective = build_objective(stage, corpus, packer, workers, order.seed, vlm, Path(order.folder))
     if order.parallel.recompute:
         vlm.model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.to(workers.device)
+    if order.parallel.compile:
+        compile_blocks(model)
     if workers.sharded:
-        shard_model(model, order.parallel.copies(workers.world), order.parallel.holders(workers.world))
+        ensure_group()
+        shard_model(model, order.parallel.copies(workers.world), shares, workers.device, bfloat16)
     groups = module_groups(model)
     if stage.train.lora is not None:
         groups["decoder"] = [name for name in groups["decoder"] if lora.is_adapter(name)]
@@ -103,9 +111,11 @@ def run_stage(
         objective.restore(start.objective)
     model.train()
     say({"kind": "start", "step": start.step, "unusable": saver.unusable, "prepare_s": time.perf_counter() - began})
+    meter = _meter(model, order, workers)
+    steps = stage.num_steps
     try:
         with ConsumptionLog(Path(order.folder) / "consumed", workers) as log:
-            totals = fit(model, objective, optimizer, stage.optim, stage.steps, start, workers, saver, log.add, say)
+            totals = fit(model, objective, optimizer, stage.optim, steps, start, workers, saver, log.add, say, meter)
         model.eval()
         metrics = workers.agreed(lambda: objective.measure(model) if measures else {})
         if workers.sharded:
@@ -128,7 +138,7 @@ def _finish(
     init: dict[str, float],
     totals: Totals,
 ) -> dict[str, Any]:
-    lora.merge(vlm.model)
+    lora.merge(vlm.model.cpu())
     if not all(bool(torch.isfinite(parameter).all()) for parameter in vlm.model.parameters()):
         raise SightloomError(f"stage '{order.stage.name}' ended with weights that are not finite")
     thinking = order.stage.evaluate.thinking
@@ -144,6 +154,14 @@ def _finish(
         "metrics": metrics,
         "digest": digest,
     }
+
+
+def _meter(model: TrainableVLM, order: StageOrder, workers: Workers) -> Meter:
+    stage = order.stage
+    peak = device_peak(workers.device, stage.precision == "bf16", order.peak_tflops)
+    capacity = None if stage.objective.kind == "rl" else stage.batch.packs * stage.batch.max_tokens
+    counter = FlopCounter(model, extra_forwards=int(stage.objective.kind == "dpo"))
+    return Meter(counter, capacity, None if peak is None else peak * workers.world)
 
 
 def _trainable(vlm: VLM, order: StageOrder) -> TrainableVLM:

@@ -21,18 +21,36 @@ class TextBatch:
     num_samples: int
 
 
+def loss_by_document(logprobs_M: torch.Tensor, pack: Pack) -> tuple[list[float], list[int]]:
+    """Σ −log π over the labels of each document, and how many they are."""
+    nll_N = logprobs_M.new_zeros(pack.num_documents).index_add(0, pack.label_documents, -logprobs_M)
+    return nll_N.tolist(), pack.label_documents.bincount(minlength=pack.num_documents).tolist()
+
+
+def by_domain(
+    name: str, domains: Sequence[str], nll: Sequence[float], num: Sequence[int]
+) -> dict[str, tuple[float, float]]:
+    """`name/domain` → (Σ loss, Σ labels) of documents whose domains are the first entries."""
+    sums: dict[str, tuple[float, float]] = {}
+    for domain, loss, labels in zip(domains, nll, num, strict=False):
+        before = sums.get(f"{name}/{domain}", (0.0, 0.0))
+        sums[f"{name}/{domain}"] = (before[0] + loss, before[1] + labels)
+    return sums
+
+
 class Packer:
     """Lays documents end to end for one model."""
 
-    def __init__(self, encoder: Encoder, config: Any) -> None:
-        self.encoder = encoder
+    def __init__(self, encoder: Encoder, config: Any, device: str = "cpu") -> None:
+        self.encoder, self._device = encoder, device
         self._image_token_id = int(config.image_token_id)
         self._merge_size = int(config.vision_config.spatial_merge_size)
 
     def pack(self, documents: Sequence[Document]) -> Pack:
         """One pack; without a document a blank one, two tokens that nothing is learnt from."""
         blank = Document(torch.zeros(2, dtype=torch.int64), torch.zeros(2, dtype=torch.bool))
-        return pack_documents(list(documents) or [blank], self._image_token_id, self._merge_size)
+        pack = pack_documents(list(documents) or [blank], self._image_token_id, self._merge_size)
+        return pack if self._device == "cpu" else pack.to(self._device)
 
     def render(self, picked: Picked, turns: str, thinking: bool | None) -> Document:
         """A sample as a training document; `thinking` None leaves worked steps out, as does False."""

@@ -7,7 +7,7 @@ import torch
 
 from sightloom.model.heads import TrainableVLM
 from sightloom.model.load import VLM
-from sightloom.objectives.preference import dpo_loss, ipo_loss, num_right, preference_margin
+from sightloom.objectives.preference import dpo_loss, ipo_loss, preference_margin
 from sightloom.training.corpus import Corpus
 from sightloom.training.curriculum import Stage
 from sightloom.training.objective_options import DpoObjective
@@ -34,13 +34,7 @@ class Dpo(Compared):
             total = ipo_loss(margin_N, self._options.beta)
         else:
             total = dpo_loss(margin_N, self._options.beta, self._options.label_smoothing)
-        pairs = float(batch.num_pairs)
-        sums = {
-            "loss": (float(total.detach()), pairs),
-            "pair_accuracy": (num_right(margin_N.detach()), pairs),
-            "pair_margin": (float(margin_N.detach().sum()), pairs),
-        }
-        return Loss(total / max(counts["samples"], 1.0), sums)
+        return Loss(total / max(counts["samples"], 1.0), self.shown(total, margin_N, batch))
 
     def margins(self, model: Any, batch: ComparedBatch) -> torch.Tensor:
         """Δ of the answers' log-probabilities against the reference: token sums, for IPO token means."""

@@ -101,6 +101,9 @@ class Fed(Generic[B]):
         del step
         return self._feed.next()
 
+    def prepare(self, model: Any, batches: list[B], counts: dict[str, float]) -> None:
+        """Nothing: a micro-batch stands for itself."""
+
     def consumed(self) -> list[str]:
         """Uids of the samples in the last step's micro-batches here."""
         return self._feed.uids

@@ -25,6 +25,9 @@ class Objective(Protocol):
     def counts(self, batches: list[Any]) -> dict[str, float]:
         """Local sums that the loss divides by once they are summed over the workers; the same names everywhere."""
 
+    def prepare(self, model: torch.nn.Module, batches: list[Any], counts: dict[str, float]) -> None:
+        """Called before the step's first loss, with the gradients at zero: for what spans micro-batches."""
+
     def loss(self, model: torch.nn.Module, batch: Any, counts: dict[str, float]) -> Loss:
         """The loss of one micro-batch, given the global counts of the step."""
 

@@ -56,6 +56,22 @@ class Compared(Fed[ComparedBatch]):
     def margins(self, model: Any, batch: ComparedBatch) -> torch.Tensor:
         """By how much each pair's chosen answer is ahead, [N]."""
 
+    def shown(
+        self, total: torch.Tensor, margin_N: torch.Tensor, batch: ComparedBatch
+    ) -> dict[str, tuple[float, float]]:
+        """What a micro-batch adds to the curves: loss, share of pairs in order (of each domain too) and margin."""
+        margins = margin_N.detach()
+        pairs = float(batch.num_pairs)
+        sums = {
+            "loss": (float(total.detach()), pairs),
+            "pair_accuracy": (num_right(margins), pairs),
+            "pair_margin": (float(margins.sum()), pairs),
+        }
+        for domain in dict.fromkeys(batch.domains):
+            own = margins[[name == domain for name in batch.domains]]
+            sums[f"pair_accuracy/{domain}"] = (num_right(own), float(len(own)))
+        return sums
+
     def counts(self, batches: list[ComparedBatch]) -> dict[str, float]:
         """Pairs, tokens and pictures of this worker."""
         grids = [batch.pack.image_grid_thw for batch in batches if batch.pack.image_grid_thw is not None]

@@ -78,6 +78,9 @@ class Rl:
             "tokens": float(sum(batch.pack.num_tokens for batch in batches)),
         }
 
+    def prepare(self, model: Any, batches: list[PolicyBatch], counts: dict[str, float]) -> None:
+        """Nothing: a micro-batch stands for itself."""
+
     def loss(self, model: torch.nn.Module, batch: PolicyBatch, counts: dict[str, float]) -> Loss:
         """The clipped policy loss, aggregated over all tokens (or responses) of the step.
 

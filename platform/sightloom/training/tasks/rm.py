@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from sightloom.objectives.preference import num_right, reward_loss
+from sightloom.objectives.preference import reward_loss
 from sightloom.training.corpus import Corpus
 from sightloom.training.curriculum import Stage
 from sightloom.training.objective_options import RmObjective
@@ -27,13 +27,7 @@ class Rm(Compared):
         """Σ over this batch's pairs / all pairs of the step."""
         chosen_N, rejected_N = self._rewards(model, batch)
         total = reward_loss(chosen_N, rejected_N, self._options.margin)
-        margin_N, pairs = (chosen_N - rejected_N).detach(), float(batch.num_pairs)
-        sums = {
-            "loss": (float(total.detach()), pairs),
-            "pair_accuracy": (num_right(margin_N), pairs),
-            "pair_margin": (float(margin_N.sum()), pairs),
-        }
-        return Loss(total / max(counts["samples"], 1.0), sums)
+        return Loss(total / max(counts["samples"], 1.0), self.shown(total, chosen_N - rejected_N, batch))
 
     def margins(self, model: Any, batch: ComparedBatch) -> torch.Tensor:
         """The chosen answer's reward less the rejected one's."""

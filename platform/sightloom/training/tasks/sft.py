@@ -8,7 +8,7 @@ from sightloom.training.curriculum import Stage
 from sightloom.training.objective_options import SftObjective
 from sightloom.training.order import keyed
 from sightloom.training.parallel import Workers
-from sightloom.training.tasks.batch import Packer, TextBatch
+from sightloom.training.tasks.batch import Packer, TextBatch, by_domain, loss_by_document
 from sightloom.training.tasks.feed import Fed, Feed
 from sightloom.training.tasks.objective import Loss
 
@@ -38,12 +38,8 @@ class Sft(Fed[TextBatch]):
         """Σ CE over this batch's labels / all labels of the step."""
         logprobs_M = model(batch.pack).logprobs
         total = lm_loss(logprobs_M)
-        nll_N = torch.zeros(batch.pack.num_documents).index_add(0, batch.pack.label_documents, -logprobs_M.detach())
-        num_N = batch.pack.label_documents.bincount(minlength=batch.pack.num_documents)
-        sums: dict[str, tuple[float, float]] = {"loss": (float(total.detach()), float(batch.pack.num_labels))}
-        for domain, nll, num in zip(batch.domains, nll_N.tolist(), num_N.tolist(), strict=True):
-            before = sums.get(f"loss/{domain}", (0.0, 0.0))
-            sums[f"loss/{domain}"] = (before[0] + nll, before[1] + num)
+        sums = {"loss": (float(total.detach()), float(batch.pack.num_labels))}
+        sums |= by_domain("loss", batch.domains, *loss_by_document(logprobs_M.detach(), batch.pack))
         return Loss(total / max(counts["labels"], 1.0), sums)
 
     def measure(self, model: torch.nn.Module) -> dict[str, float]:
