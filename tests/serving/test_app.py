@@ -134,7 +134,6 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"min_p": 0.1}, "unsupported_parameter", "min_p"),
     ({"presence_penalty": 1}, "unsupported_parameter", "presence_penalty"),
     ({"ignore_eos": True}, "unsupported_parameter", "ignore_eos"),
-    ({"response_format": {"type": "json_object"}}, "unsupported_parameter", "response_format"),
     ({"sightloom": {"self_consistency": {"n": 4}}}, "unsupported_parameter", "sightloom.self_consistency"),
     ({"temperature": 3}, "invalid_value", "temperature"),
     ({"temperature": "1"}, "invalid_value", "temperature"),

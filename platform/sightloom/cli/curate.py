@@ -8,7 +8,6 @@ from rich.console import Console
 
 from sightloom.cli import console
 from sightloom.cli.console import LOCAL, Ray
-from sightloom.cli.later import Later
 from sightloom.cli.recipes import (
     Alone,
     AsJson,
@@ -22,6 +21,7 @@ from sightloom.cli.recipes import (
     reasons,
 )
 from sightloom.errors import UserMistake
+from sightloom.later import Later
 from sightloom.progress import terminal_progress
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ from rich.table import Table
 
 from sightloom.cli import console
 from sightloom.cli.console import LOCAL, Ray
-from sightloom.cli.later import Later
 from sightloom.config import load
+from sightloom.later import Later
 from sightloom.progress import terminal_progress
 from sightloom.training.curriculum import Curriculum
 

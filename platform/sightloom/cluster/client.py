@@ -175,6 +175,8 @@ class JobsApi:
         return answer
 
     def _ok(self, answer: httpx.Response, what: str) -> httpx.Response:
+        if answer.status_code == 404 and not what:
+            raise UserMistake(f"what answers at {self.address} is no Ray dashboard", "is this the right port (8265)?")
         if answer.status_code == 404:
             raise UserMistake(f"{self.address} knows no job '{what}'", "sightloom jobs list names them")
         if not answer.is_success:

@@ -46,7 +46,8 @@ if TYPE_CHECKING:
 
 __all__ = ["CurationResult", "Settings", "curate"]
 
-PACKED = ("uid", "src", "src_pos", "src_offset", "src_size", "payload_bytes", "image_bytes", *TABLE_COLUMNS, FILE)
+PACKED = ("uid", "src", "src_pos", "src_offset", "src_size", "payload_bytes", "image_bytes", "blake3", *TABLE_COLUMNS,
+          FILE)  # fmt: skip
 
 
 @dataclass(frozen=True)

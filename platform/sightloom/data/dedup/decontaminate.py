@@ -9,11 +9,11 @@ Shapes: N rows, M rows of the evaluation set, D features.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import torch
 
 from sightloom.data.dedup.config import DedupConfig
 from sightloom.data.dedup.duplicates import Indexes, Losers, Mask, mask_of, numbers
@@ -21,6 +21,12 @@ from sightloom.data.dedup.perceptual import MAX_FLATNESS, Hashes, first_near
 from sightloom.data.dedup.references import Reference
 from sightloom.data.dedup.semantic import ROUNDING, unit
 from sightloom.data.embeddings import Embeddings
+from sightloom.later import Later
+
+if TYPE_CHECKING:
+    import torch
+else:
+    torch = Later("torch")
 
 COSINE, BITS = 0.95, 4  # where the recipe says nothing else
 BLOCK = 8_192

@@ -1,4 +1,7 @@
-"""Modules that are imported when something of them is first used: a mistake in a recipe is told before torch loads."""
+"""Modules that are imported when something of them is first used.
+
+A mistake in a recipe is told before torch loads, and a driver that lives beside its workers need not hold torch at all.
+"""
 
 import importlib
 from typing import Any
