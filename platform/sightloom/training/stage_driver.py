@@ -202,15 +202,17 @@ class StageDriver:
         )
 
     def _listener(self, step: Step, run_id: str) -> Any:
-        shown = logged = 0
+        shown = logged = saved = 0
 
         def hear(event: Event) -> None:
-            nonlocal shown, logged
+            nonlocal shown, logged, saved
             if event["kind"] == "unusable":
                 self._tracker.set_tags(run_id, {f"checkpoint.unusable.{event['name']}": event["reason"]})
                 return
             if event["kind"] == "checkpoint":
-                self._tracker.log_metrics(run_id, event["metrics"], event["step"])
+                if event["step"] > saved:  # a restarted group may save a step again
+                    saved = event["step"]
+                    self._tracker.log_metrics(run_id, event["metrics"], saved)
                 if event["problem"]:
                     _log.warning("checkpoint of step %d left out: %s", event["step"], event["problem"])
                 return
