@@ -26,13 +26,16 @@ from sightloom.model.modules import module_groups
 from sightloom.model.scratch import build_folder
 from sightloom.objectives.language import lm_loss
 from sightloom.progress import NullProgress
-from sightloom.training.checkpoint import Clock, Position
+from sightloom.training.checkpoint import Position
+from sightloom.training.checkpoint_store import CheckpointStore
 from sightloom.training.corpus import Corpus
 from sightloom.training.curriculum import Curriculum
 from sightloom.training.index import corpus_texts, index_for
 from sightloom.training.loop import fit
 from sightloom.training.optim import build_optimizer, schedule_factor, set_rates
 from sightloom.training.parallel import Workers
+from sightloom.training.run_options import CheckpointOptions
+from sightloom.training.saver import Hooks, Saver
 from sightloom.training.tasks.batch import Packer
 from sightloom.training.tasks.sft import Sft
 
@@ -70,12 +73,17 @@ def main() -> None:
         def ours() -> Cost:
             objective = Sft(stage.objective, stage, corpus, packer, alone, 1)  # type: ignore[arg-type]
             optimizer = fresh_optimizer()
-            clock = Clock(60, None, time.monotonic)
+            saver = Saver(
+                CheckpointStore(str(folder)), "bench", "", CheckpointOptions(every_minutes=60), alone, model, optimizer,
+                Hooks(), lambda _: None,
+            )  # fmt: skip
 
             def run(first: int, last: int) -> Cost:
                 began = Cost.now()
                 place = Position(first, {})
-                fit(model, objective, optimizer, stage.optim, last, place, alone, clock, lambda _: None, lambda _: None)
+                fit(
+                    model, objective, optimizer, stage.optim, last, place, alone, saver, lambda *_: None, lambda _: None
+                )
                 return Cost.since(began)
 
             run(0, WARMUP)

@@ -3,6 +3,9 @@
 import json
 import multiprocessing
 import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,21 +13,28 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from sightloom.config import load
+from sightloom.data.shards.heldout import heldout_mask
 from sightloom.data.shards.manifest import read_manifest
+from sightloom.data.shards.reader import read_table
 from sightloom.errors import SightloomError
 from sightloom.model.chat import Encoder
 from sightloom.model.load import load as load_model
 from sightloom.model.lora import PROJECTIONS
 from sightloom.model.scratch import build_folder
 from sightloom.progress import NullProgress
+from sightloom.training import outsider
+from sightloom.training.consumed import consumed
 from sightloom.training.curriculum import Curriculum
 from sightloom.training.export import verify
 from sightloom.training.index import corpus_texts, index_for
 from sightloom.training.parallel import Workers
-from sightloom.training.run_options import ParallelOptions
+from sightloom.training.proof import the_outsider
+from sightloom.training.run_options import CheckpointOptions, ParallelOptions
+from sightloom.training.saver import Hooks
 from sightloom.training.worker import StageOrder, run_stage
 
 NANO = Path(__file__).parents[2] / "pipelines" / "curricula" / "nano.yaml"
@@ -53,33 +63,34 @@ def order(shards: str, start: Path, index: Path, tmp_path: Path) -> Callable[...
         stage = load(Curriculum, NANO, [*sets, *(f"{key}.{override}" for override in overrides)]).stages[number]
         return StageOrder(
             number=number, digest="d" * 64, seed=3, stage=stage, parts=((shards, str(index)),), heldout=0.1,
-            start=str(start), folder=str(tmp_path / folder), checkpoint={"every_steps": 2}, info={"stage": stage.name},
+            start=str(start), folder=str(tmp_path / folder), store=str(tmp_path / folder / "checkpoints"),
+            checkpoint={"every_steps": 2}, info={"stage": stage.name},
         )  # fmt: skip
 
     return make
 
 
-def run(order: StageOrder, workers: Workers = Workers(0, 1), **hooks: Any) -> dict[str, Any]:  # noqa: B008
-    return run_stage(
-        order,
-        workers,
-        hooks.get("say", lambda event: None),
-        hooks.get("save", lambda name, write: None),
-        hooks.get("restore", lambda read: False),
-    )
+def run(
+    order: StageOrder,
+    workers: Workers = Workers(0, 1),  # noqa: B008
+    say: Callable[[dict[str, Any]], None] = lambda event: None,
+    hooks: Hooks = Hooks(),  # noqa: B008
+) -> dict[str, Any]:
+    return run_stage(order, workers, say, hooks)
 
 
-def _one_rank(rank: int, order: StageOrder, port: int, errors: Any, hooks: dict[str, Any]) -> None:
+def _one_rank(rank: int, order: StageOrder, port: int, errors: Any, hooks: Hooks) -> None:
     try:
         dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-        run(order, Workers(rank, 2), **hooks)
+        run(order, Workers(rank, 2), hooks=hooks)
         dist.destroy_process_group()
     except BaseException as error:
         errors.put(repr(error))
         raise
 
 
-def run_on_two(order: StageOrder, port: int, **hooks: Any) -> None:
+def run_on_two(order: StageOrder, port: int, good: bool = True, hooks: Hooks = Hooks()) -> list[str]:  # noqa: B008
+    """Run a stage on two processes; returns what went wrong, which must be nothing unless `good` is false."""
     context = multiprocessing.get_context("fork")  # spawned processes would import torch again
     errors = context.Queue()
     ranks = [context.Process(target=_one_rank, args=(rank, order, port, errors, hooks)) for rank in range(2)]
@@ -87,7 +98,10 @@ def run_on_two(order: StageOrder, port: int, **hooks: Any) -> None:
         process.start()
     for process in ranks:
         process.join(120)
-    assert [process.exitcode for process in ranks] == [0, 0], None if errors.empty() else errors.get()
+    failed = [process.exitcode != 0 for process in ranks]
+    said = [errors.get(timeout=5) for _ in range(sum(failed))]
+    assert not (good and any(failed)), said
+    return said
 
 
 def weights(order: StageOrder) -> dict[str, torch.Tensor]:
@@ -133,22 +147,55 @@ def test_two_workers_that_share_the_model_end_with_the_weights_of_one(
     verify(Path(together.folder) / "model")
 
 
-def test_one_worker_goes_on_from_the_checkpoint_of_two_that_shared_the_model(
-    order: Callable[..., StageOrder], unused_port: int, tmp_path: Path
+@pytest.mark.parametrize(("shard", "beside"), [(1, True), (2, False), (2, True)])
+def test_one_worker_goes_on_from_the_checkpoint_of_two(
+    order: Callable[..., StageOrder], unused_port: int, shard: int, beside: bool
 ) -> None:
     alone, together = order(INSTRUCT, "one", "optim.kind=adamw"), order(INSTRUCT, "two", "optim.kind=adamw")
-    kept = tmp_path / "checkpoint"
-
-    def keep(name: str, write: Callable[[Path], None] | None) -> None:
-        if write is not None:
-            kept.mkdir()
-            write(kept)
-
-    run_on_two(together.model_copy(update={"parallel": ParallelOptions(shard=2)}), unused_port, save=keep)
+    saving = CheckpointOptions(every_steps=2, asynchronous=beside)
+    together = together.model_copy(update={"parallel": ParallelOptions(shard=shard), "checkpoint": saving})
+    run_on_two(together, unused_port)
     events: list[dict[str, Any]] = []
-    run(alone, restore=lambda read: read(kept), say=events.append)
+    run(alone.model_copy(update={"store": together.store}), say=events.append)
     assert events[0]["step"] == 2
     assert_equal_weights(alone, together, PARAMETER_ATOL)
+
+
+def copied(order: StageOrder, folder: Path) -> tuple[StageOrder, list[Path]]:
+    """The order on a copy of its shards, and their tars."""
+    ((manifest, index),) = order.parts
+    shutil.copytree(Path(manifest).parent, folder)
+    return order.model_copy(update={"parts": ((str(folder / "manifest.json"), index),)}), sorted(folder.glob("*.tar"))
+
+
+def test_a_shard_that_one_worker_misses_ends_the_stage_on_all_with_its_name(
+    order: Callable[..., StageOrder], unused_port: int, tmp_path: Path
+) -> None:
+    changed, tars = copied(order(ALIGN, "two", "steps=40", "batch.packs=3"), tmp_path / "shards")
+    for tar in tars[1:]:
+        tar.unlink()
+    failed = run_on_two(changed, unused_port, good=False)
+    assert len(failed) == 2 and failed[0] == failed[1]
+    assert "nothing at" in failed[0] and any(tar.name in failed[0] for tar in tars[1:])
+
+
+def test_pictures_that_are_not_those_of_the_table_are_left_out_and_counted_by_all(
+    order: Callable[..., StageOrder], unused_port: int, tmp_path: Path
+) -> None:
+    changed, tars = copied(order(ALIGN, "two", "steps=6", "batch.packs=3"), tmp_path / "shards")
+    for tar in tars:
+        data = bytearray(tar.read_bytes())
+        place = data.index(b"IDAT") + 40  # in the first picture of the shard
+        data[place] ^= 1
+        tar.write_bytes(data)
+    events: list[dict[str, Any]] = []
+    alone = {"folder": changed.folder + "-alone", "store": changed.store + "-alone"}
+    run(changed.model_copy(update=alone), say=events.append)
+    found = events[-1]["metrics"]
+    assert found["data/unreadable"] == found["data/unreadable/DamagedPicture"] > 0
+    run_on_two(changed, unused_port)
+    ours, theirs = (consumed(Path(folder) / "consumed") for folder in (changed.folder, alone["folder"]))
+    assert ours == theirs and len(ours) == 6
 
 
 @pytest.fixture
@@ -164,32 +211,55 @@ class Killed(Exception):
     pass
 
 
-def killed_at_its_checkpoint(order: StageOrder, tmp_path: Path) -> Path:
-    """Run a stage until its first checkpoint is written, and no further; returns the checkpoint."""
-    kept = tmp_path / "checkpoint"
+def die(name: str, step: int) -> None:
+    raise Killed
 
-    def save_and_die(name: str, write: Callable[[Path], None] | None) -> None:
-        kept.mkdir()
-        assert write is not None
-        write(kept)
-        raise Killed
 
+def kill_at_its_checkpoint(order: StageOrder) -> None:
+    """Run a stage until its first checkpoint is whole, and no further."""
     with pytest.raises(Killed):
-        run(order, save=save_and_die)
-    return kept
+        run(order, hooks=Hooks(published=die))
+
+
+def test_two_workers_that_become_one_and_two_again_consume_the_same_samples(
+    order: Callable[..., StageOrder], unused_port: int
+) -> None:
+    options = ("optim.kind=adamw", "steps=6", "batch.packs=3")
+    calm, resized = order(INSTRUCT, "calm", *options), order(INSTRUCT, "resized", *options)
+    run_on_two(calm, unused_port)
+    assert run_on_two(resized, unused_port, good=False, hooks=Hooks(published=die)) == ["Killed()"] * 2
+    kill_at_its_checkpoint(resized)
+    run_on_two(resized, unused_port)
+    files = sorted(file.name for file in (Path(resized.folder) / "consumed").iterdir())
+    assert [name[5:] for name in files] == ["0of2.jsonl", "1of2.jsonl", "0of1.jsonl", "0of2.jsonl", "1of2.jsonl"]
+    ours, theirs = (consumed(Path(each.folder) / "consumed") for each in (resized, calm))
+    assert ours == theirs and len(ours) == 6
+    assert_equal_weights(resized, calm, PARAMETER_ATOL)
+
+
+def test_held_out_pictures_are_never_consumed(order: Callable[..., StageOrder]) -> None:
+    done = order(INSTRUCT, "held", "steps=40", "optim.kind=adamw")
+    run(done)
+    used = {uid for uids in consumed(Path(done.folder) / "consumed").values() for uid in uids}
+    ((manifest, _),) = done.parts
+    table = read_table(read_manifest(manifest), ["uid", "sha256"])
+    held = heldout_mask(table, done.heldout)
+    uids = [uid.hex() for uid in table.column("uid").to_pylist()]
+    out = {uid for uid, out in zip(uids, held, strict=True) if out}
+    assert out and len(used) > 50 and used <= set(uids) and not used & out
 
 
 @pytest.mark.parametrize("number", [INSTRUCT, RL])
 def test_a_stage_that_was_killed_goes_on_from_its_checkpoint_to_the_same_weights(
-    order: Callable[..., StageOrder], tmp_path: Path, number: int
+    order: Callable[..., StageOrder], number: int
 ) -> None:
     extra = ("objective.rollout.keep=[0.0,1.0]", "objective.rollout.prompts=2", "objective.rollout.max_new_tokens=8")
     overrides = ("optim.kind=muon", *(extra if number == RL else ()))
     whole, broken = order(number, "whole", *overrides), order(number, "broken", *overrides)
     run(whole)
-    kept = killed_at_its_checkpoint(broken, tmp_path)
+    kill_at_its_checkpoint(broken)
     events: list[dict[str, Any]] = []
-    run(broken, restore=lambda read: read(kept), say=events.append)
+    run(broken, say=events.append)
     assert events[0]["kind"] == "start" and events[0]["step"] == 2
     assert_equal_weights(whole, broken, 0.0)
 
@@ -202,12 +272,39 @@ def test_an_export_loads_with_transformers_alone_and_a_damaged_one_is_refused(or
     AutoProcessor.from_pretrained(folder)
     assert json.loads((folder / "config.json").read_text())["model_type"] == "qwen3_vl"
     verify(folder)
+    assert 0 <= the_outsider().prove(folder) < 1e-4
     weights_file = folder / "model.safetensors"
-    data = bytearray(weights_file.read_bytes())
+    whole = weights_file.read_bytes()
+    data = bytearray(whole)
     data[-3] ^= 1
     weights_file.write_bytes(data)
     with pytest.raises(SightloomError, match=r"model\.safetensors differs"):
         verify(folder)
+
+    # what the checksums do not know of, the answers do: other weights, another template, a file that is not there
+    tensors = load_file(weights_file)
+    tensors["model.language_model.norm.weight"] *= 1.01
+    save_file(tensors, weights_file, {"format": "pt"})
+    with pytest.raises(SightloomError, match=r"its logits differ by"):
+        the_outsider().prove(folder)
+    weights_file.write_bytes(whole)
+    template = folder / "chat_template.jinja"
+    words = template.read_text()
+    template.write_text(words.replace("<|im_start|>assistant", "<|im_start|>user"))
+    with pytest.raises(SightloomError, match=r"give other tokens"):
+        the_outsider().prove(folder)
+    template.write_text(words)
+    the_outsider().prove(folder)
+    (folder / "config.json").unlink()
+    with pytest.raises(SightloomError, match=r"is not the same one for transformers alone"):
+        the_outsider().prove(folder)
+
+
+def test_the_one_who_proves_an_export_cannot_import_sightloom() -> None:
+    code = "import runpy, sys; names = runpy.run_path(sys.argv[1]); sys.meta_path.insert(0, names['Refused']())\n"
+    code += "import sightloom"
+    done = subprocess.run([sys.executable, "-c", code, outsider.__file__], capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "without sightloom" in done.stderr
 
 
 PREFER = ("optim.kind=adamw", 'mix={pairs: {where: "kind == \\"preference\\"", weight: 1.0}}')
@@ -220,14 +317,14 @@ PREFERENCES = {
 
 @pytest.mark.parametrize("name", ["dpo", "rm"])
 def test_preferences_go_on_from_a_checkpoint_against_the_same_reference(
-    order: Callable[..., StageOrder], tmp_path: Path, name: str
+    order: Callable[..., StageOrder], name: str
 ) -> None:
     options = (*PREFER, *PREFERENCES[name])
     whole, broken = order(LAST, "whole", *options), order(LAST, "broken", *options)
     outcome = run(whole)
     assert outcome["metrics"]["eval/all/pairs"] > 0
-    kept = killed_at_its_checkpoint(broken, tmp_path)
-    again = run(broken, restore=lambda read: read(kept))
+    kill_at_its_checkpoint(broken)
+    again = run(broken)
     assert_equal_weights(whole, broken, 0.0)
     assert again["metrics"] == outcome["metrics"]
 
@@ -245,7 +342,7 @@ def test_preferences_learnt_by_two_workers_that_share_the_model_are_those_of_one
 
 
 def test_adapters_train_the_decoder_alone_and_the_export_is_a_plain_model(
-    order: Callable[..., StageOrder], tmp_path: Path
+    order: Callable[..., StageOrder],
 ) -> None:
     train = "train={decoder: {lora: {rank: 4, alpha: 8}, lr: 0.01}}"
     whole, broken = (
@@ -260,8 +357,8 @@ def test_adapters_train_the_decoder_alone_and_the_export_is_a_plain_model(
     assert len(changed) == 4 * 7 and all(name.split(".")[-2] in PROJECTIONS for name in changed)
     verify(Path(whole.folder) / "model")
 
-    kept = killed_at_its_checkpoint(broken, tmp_path)
-    run(broken, restore=lambda read: read(kept))
+    kill_at_its_checkpoint(broken)
+    run(broken)
     assert_equal_weights(whole, broken, 0.0)
 
 

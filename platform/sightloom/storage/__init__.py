@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, cast
 
 from sightloom.errors import SightloomError, UserMistake
 from sightloom.storage.addresses import explained, filesystem, is_local, local_path, remote
-from sightloom.storage.listings import FileInfo, listing, names, walk
+from sightloom.storage.listings import FileInfo, folders, listing, names, walk
 from sightloom.storage.retries import SteadyFile, create_remote, steady
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "ensure_writable",
     "exists",
     "filesystem",
+    "folders",
     "is_local",
     "join",
     "listing",

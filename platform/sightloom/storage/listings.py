@@ -107,6 +107,24 @@ def names(folder: str) -> list[str]:
     return [str(name).rsplit("/", 1)[-1] for found in ranges for name in found]
 
 
+def folders(folder: str) -> list[str]:
+    """Names of the folders directly in a folder, in no order; none where there is nothing."""
+    if is_local(folder):
+        path = local_path(folder)
+        if not path.is_dir():
+            return []
+        with os.scandir(path) as entries:
+            return [entry.name for entry in entries if entry.is_dir()]
+    fs, place = remote(folder)
+    fs.invalidate_cache()
+    try:
+        with explained(folder):
+            found = steady(fs.ls, place, detail=True)
+    except UserMistake:
+        return []
+    return [str(item["name"]).rstrip("/").rsplit("/", 1)[-1] for item in found if item["type"] == "directory"]
+
+
 def walk(folder: str) -> Iterator[tuple[FileInfo, float]]:
     """Yield all files below a folder with their age's anchor, the time of change in seconds; hidden ones too."""
     if is_local(folder):

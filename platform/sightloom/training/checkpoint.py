@@ -1,15 +1,24 @@
-"""A running stage on disk: weights, optimizer, place in the data and step, independent of the number of workers."""
+"""What of a running stage is kept, and how it goes back: tensors by name, independent of the number of workers.
 
-from collections.abc import Callable
+Only what trains is kept, with its optimizer state: frozen weights are those that the stage started from, which its
+digest names. torch.distributed.checkpoint writes each worker's part and reads it for any other number of workers.
+"""
+
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 import torch
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.storage import StorageReader
 
-from sightloom.training.sharding import gathered, like
+from sightloom.errors import SightloomError
 
-_FILE: Final = "state.pt"
+_MODEL: Final = "model"
+_OPTIMIZER: Final = "optimizer"
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,36 +30,59 @@ class Position:
     skipped: int = 0
 
 
-def snapshot(model: torch.nn.Module, optimizer: torch.optim.Optimizer, position: Position) -> dict[str, Any]:
-    """All that the next step depends on, with whole tensors; where the model is shared out all workers call it."""
-    return {
-        "model": gathered(dict(model.state_dict())),
-        "optimizer": gathered(optimizer.state_dict()),
-        "step": position.step,
-        "objective": position.objective,
-        "skipped": position.skipped,
+def tensors_of(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """The trained weights and the optimizer's state, flat: `model/<name>` and `optimizer/<name>/<entry>`."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    kept: dict[str, Any] = {
+        f"{_MODEL}/{name}": parameter.detach() for parameter, name in names.items() if parameter.requires_grad
     }
+    for parameter, name in names.items():
+        for entry, value in optimizer.state.get(parameter, {}).items():
+            tensor = value if isinstance(value, torch.Tensor) else torch.tensor(value, dtype=torch.int64)
+            kept[f"{_OPTIMIZER}/{name}/{entry}"] = tensor
+    return kept
 
 
-def save(folder: Path, digest: str, state: dict[str, Any]) -> None:
-    """Write a snapshot; the file `<digest>.stage` says whose it is."""
-    torch.save(state, folder / _FILE)
-    (folder / f"{digest}.stage").write_text(str(state["step"]))
+def load_tensors(reader: StorageReader, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Read them back in place; where there is a process group all workers call it together.
+
+    Raises:
+        SightloomError: the checkpoint holds other weights than those that train.
+    """
+    named = dict(model.named_parameters())
+    wanted: dict[str, torch.Tensor] = {}
+    state: dict[str, tuple[str, str]] = {}
+    for key, stored in reader.read_metadata().state_dict_metadata.items():
+        kind, _, rest = key.partition("/")
+        name, entry = (rest, "") if kind == _MODEL else tuple(rest.rsplit("/", 1))
+        if name not in named or not isinstance(stored, TensorStorageMetadata):
+            raise SightloomError(f"a checkpoint holds '{key}', which this stage does not train")
+        parameter, dtype = named[name], stored.properties.dtype
+        if kind == _MODEL:
+            wanted[key] = parameter.detach()
+            continue
+        state[key] = (name, entry)
+        if stored.size == parameter.shape:
+            wanted[key] = torch.zeros_like(parameter, dtype=dtype, requires_grad=False)
+        else:
+            wanted[key] = torch.zeros(stored.size, dtype=dtype, device=parameter.device)
+    missing = {f"{_MODEL}/{name}" for name, parameter in named.items() if parameter.requires_grad} - set(wanted)
+    if missing:
+        raise SightloomError(f"a checkpoint lacks {len(missing)} of the weights that train, e.g. '{min(missing)}'")
+    with quiet_alone():
+        load(wanted, storage_reader=reader, no_dist=not torch.distributed.is_initialized())
+    for key, (name, entry) in state.items():
+        value = wanted[key]
+        counter = value.dtype == torch.int64 and value.ndim == 0
+        optimizer.state[named[name]][entry] = int(value) if counter else value
 
 
-def restore(folder: Path, digest: str, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Position | None:
-    """Load a checkpoint of this very stage; None where the folder holds another stage's."""
-    if not (folder / f"{digest}.stage").is_file():
-        return None
-    state = torch.load(folder / _FILE, weights_only=True)
-    held = model.state_dict()
-    model.load_state_dict({name: like(value, held[name]) for name, value in state["model"].items()})
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    for index, entries in state["optimizer"]["state"].items():
-        for name, value in entries.items():
-            entries[name] = like(value, parameters[index]) if isinstance(value, torch.Tensor) else value
-    optimizer.load_state_dict(state["optimizer"])
-    return Position(state["step"], state["objective"], state["skipped"])
+@contextlib.contextmanager
+def quiet_alone() -> Iterator[None]:
+    """Without torch's warning that a process saves and loads for itself: it is meant to."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        yield
 
 
 class Clock:

@@ -1,5 +1,6 @@
 """The samples of a run: manifests with their length indexes as one numbered list of rows, and what a stage draws on."""
 
+import hashlib
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,6 +29,10 @@ class Picked:
     row: int
     sample: Sample
     image: Image.Image | None
+
+
+class DamagedPicture(ValueError):
+    """A picture's bytes differ from those that were packed."""
 
 
 class Corpus:
@@ -77,11 +82,17 @@ class Corpus:
         return np.asarray(self.column("domain", rows), dtype=np.str_)
 
     def pick(self, row: int) -> Picked:
-        """Read one sample and decode its picture; raises OSError or ValueError on a picture that cannot be read."""
+        """Read one sample and decode its picture.
+
+        Raises OSError or ValueError on a picture that cannot be read, or is not the one that the shard table names.
+        """
         number = int(self._part_of(np.array([row]))[0])
         sample = self._readers[number].read(int(self.shard[row]), int(self.offset[row]), int(self.size[row]))
         if sample.image is None:
             return Picked(row, sample, None)
+        written = self._tables[number].column("sha256")[row - int(self._starts[number])].as_py()
+        if hashlib.sha256(sample.image).hexdigest() != written:
+            raise DamagedPicture(f"the picture of '{sample.uid}' is not what was written: its SHA-256 differs")
         with Image.open(io.BytesIO(sample.image)) as opened:
             return Picked(row, sample, opened.convert("RGB"))
 

@@ -3,12 +3,17 @@
 from pathlib import Path
 from typing import Final
 
-from sightloom import runtime
+from sightloom import runtime, storage
 from sightloom.training.curriculum import Curriculum
 from sightloom.training.inprocess import InProcess
 from sightloom.training.trainer import Crew
 
 _OBJECT_STORE_BYTES: Final = 200_000_000
+
+
+def store_of(curriculum: Curriculum, out: Path) -> str:
+    """Where a run keeps its checkpoints."""
+    return storage.join(curriculum.checkpoint.uri or str(out / "checkpoints"), curriculum.run.name)
 
 
 class LazyCrew:
@@ -22,11 +27,11 @@ class LazyCrew:
     def get(self) -> Crew | InProcess:
         if self._crew is None:
             if self._curriculum.ray.workers == 0:
-                self._crew = InProcess(self._folder / "checkpoints")
+                self._crew = InProcess()
                 return self._crew
             options = self._curriculum.ray
-            self._owns_ray = runtime.connect(self._address, max(options.workers, 2), _OBJECT_STORE_BYTES)
-            crew = Crew(self._curriculum.run.name, self._folder / "ray", options, self._curriculum.checkpoint)
+            self._owns_ray = runtime.connect(self._address, max(options.most_workers, 2), _OBJECT_STORE_BYTES)
+            crew = Crew(store_of(self._curriculum, self._folder), options)
             crew.start()
             self._crew = crew
         return self._crew

@@ -192,14 +192,19 @@ class Curriculum(Frozen):
 
     @model_validator(mode="after")
     def _parallel_takes_effect(self) -> "Curriculum":
-        parallel, workers = self.parallel, max(self.ray.workers, 1)
-        if parallel.copies(workers) * parallel.shard != workers:
+        parallel, workers = self.parallel, max(self.ray.most_workers, 1)
+        holders, copies = parallel.holders(workers), parallel.copies(workers)
+        if copies * holders != workers:
             raise ValueError(
                 f"parallel: replicate x shard must be the number of workers, {workers} (ray.workers); "
-                f"they are {parallel.copies(workers)} x {parallel.shard}"
+                f"they are {copies} x {holders}"
+            )
+        if self.ray.elastic and (parallel.replicate is not None or parallel.shard not in (1, "all")):
+            raise ValueError(
+                "parallel: elastic workers (ray.workers: [least, most]) need replicate null and shard 1 or all"
             )
         for index, stage in enumerate(self.stages):
-            why = "parallel.shard" if parallel.shard > 1 else "precision: bf16" if stage.precision == "bf16" else None
+            why = "parallel.shard" if parallel.shares else "precision: bf16" if stage.precision == "bf16" else None
             if why and stage.optim.kind == "muon":
                 raise ValueError(f"stages.{index}.optim.kind: muon needs whole float32 matrices, {why} adamw")
             if why and isinstance(stage.objective, RlObjective) and stage.objective.rollout.engine == "transformers":

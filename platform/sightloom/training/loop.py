@@ -13,18 +13,19 @@ from typing import Any, Final
 import torch
 
 from sightloom.errors import SightloomError
-from sightloom.training.checkpoint import Clock, Position
+from sightloom.training.checkpoint import Position
 from sightloom.training.curriculum import Optim
 from sightloom.training.flops import Meter
 from sightloom.training.optim import schedule_factor, set_rates
 from sightloom.training.parallel import Workers
+from sightloom.training.saver import Saver
 from sightloom.training.sharding import clip_gradients, reduce_at
 from sightloom.training.tasks.objective import Objective
 
 Event = dict[str, Any]
 _MAX_SKIPS: Final = 3  # non-finite steps in a row
 _LOG_EVERY_S: Final = 1.0
-_SAVE: Final = "_save"
+_SAVE, _SAVED, _LOG, _FAILED = "_save", "_saved", "_log", "_failed"  # what workers tell each other with the counts
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,35 +47,47 @@ def fit(
     steps: int,
     start: Position,
     workers: Workers,
-    clock: Clock,
-    save: Callable[[Position], None],
+    saver: Saver,
+    note: Callable[[int, list[str]], None],
     say: Callable[[Event], None],
     meter: Meter | None = None,
 ) -> Totals:
     """Run from `start` to `steps`; all workers call it together.
 
     Args:
-        save: called on all workers at the same steps; it must write on rank 0 alone.
+        saver: saves where it wants to; the last good state is saved before the loop gives up.
+        note: takes each step with the uids that this worker learns from.
         say: takes `{kind: "step", step, metrics}` about once a second; the metrics are those of all workers.
 
     Raises:
-        SightloomError: the gradient was not finite three steps in a row.
+        SightloomError: the gradient was not finite three steps in a row, or a worker's data cannot be read; it is the
+            same on all workers.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     began = time.perf_counter()
     tally = _Tally(workers, meter)
     samples, in_a_row, skipped, last_said = 0, 0, start.skipped, start.step
+    good = start  # the place behind the last step that was not skipped
     for step in range(start.step, steps):
         step_began = time.perf_counter()
         place = objective.state()
-        batches = objective.batches(step)
+        if not in_a_row:
+            good = Position(step, place, skipped)
+        batches, failure = _fetched(objective, step)
         tally.wait_s += time.perf_counter() - step_began
         mine = objective.counts(batches) | (meter.count(batches) if meter is not None else {})
-        wants_save = workers.rank == 0 and step > start.step and clock.due(step)
-        counts = workers.sum_all({**mine, _SAVE: float(wants_save), "_log": float(tally.due)})
+        told = {_SAVE: step > start.step and saver.wants(step), _SAVED: saver.ready, _LOG: tally.due}
+        told[_FAILED] = failure is not None
+        counts = workers.sum_all(mine | {name: float(value) for name, value in told.items()})
+        if counts.pop(_FAILED):
+            saver.settle()  # what is being written is kept
+            raise _first(workers.gather(failure))
+        if counts.pop(_SAVED) == workers.world:
+            saver.settle()
         if counts.pop(_SAVE):
-            save(Position(step, place, skipped))
-        log = counts.pop("_log") > 0
+            saver.begin(Position(step, place, skipped))
+        log = counts.pop(_LOG) > 0
+        note(step, objective.consumed())
         optimizer.zero_grad(set_to_none=True)
         objective.prepare(model, batches, counts)
         for number, batch in enumerate(batches, 1):
@@ -94,8 +107,11 @@ def fit(
         else:
             in_a_row, skipped = in_a_row + 1, skipped + 1
             if in_a_row >= _MAX_SKIPS:
+                saver.begin(good)  # a skipped step leaves the weights as they were
+                saver.settle()
                 raise SightloomError(
-                    f"the gradient was not finite in {_MAX_SKIPS} steps in a row, the last one step {step}",
+                    f"the gradient was not finite in {_MAX_SKIPS} steps in a row, {good.step} to {step}; the state "
+                    f"before them is kept",
                     "lower the learning rates, or look at the data of these steps",
                 )
         samples += int(counts.get("samples", 0))
@@ -106,7 +122,23 @@ def fit(
             metrics |= objective.report()
             last_said = step + 1
             say({"kind": "step", "step": step + 1, "metrics": metrics})
+    saver.settle()
     return Totals(steps, samples, time.perf_counter() - began, tally.total_wait_s, skipped)
+
+
+def _fetched(objective: Objective, step: int) -> tuple[list[Any], SightloomError | None]:
+    """The step's micro-batches, or none and what is wrong with the data: the others must hear of it before they wait.
+
+    Objectives whose workers meet while they make their batches (rollouts) fail on all of them together.
+    """
+    try:
+        return objective.batches(step), None
+    except SightloomError as error:
+        return [], error
+
+
+def _first(failures: list[SightloomError | None]) -> SightloomError:
+    return next(failure for failure in failures if failure is not None)
 
 
 class _Tally:
@@ -159,12 +191,8 @@ class _Tally:
 
 def _united(workers: Workers, sums: dict[str, float]) -> dict[str, float]:
     """Sums over the workers of names that not every worker has to have met (a domain seen on one rank alone)."""
-    if workers.world == 1:
-        return sums
-    parts: list[Any] = [None] * workers.world
-    torch.distributed.all_gather_object(parts, sums)
     total: dict[str, float] = {}
-    for part in parts:
+    for part in workers.gather(sums):
         for name, value in part.items():
             total[name] = total.get(name, 0.0) + value
     return total

@@ -5,14 +5,19 @@ of a model that is shared out (`sharding.py`) have then met already.
 Losses are local sums over global counts (training.md §4), so the sum over workers is the gradient of the whole step.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 import torch.distributed._functional_collectives as collectives
 from torch import Tensor
 from torch.distributed.tensor import DTensor
+
+from sightloom.errors import SightloomError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +65,27 @@ class Workers:
         counts = torch.zeros(self.world, dtype=torch.int64, device=self.device)
         counts[self.rank] = count
         return [int(value) for value in self.sum(counts).tolist()]
+
+    def gather(self, value: Any) -> list[Any]:
+        """Each worker's value, by rank: plain data."""
+        if self.world == 1:
+            return [value]
+        values: list[Any] = [None] * self.world
+        dist.all_gather_object(values, value)
+        return values
+
+    def agreed(self, act: Callable[[], T]) -> T:
+        """What `act` gives, unless it fails on some worker: then the same SightloomError on all, none waits on."""
+        result: T | None = None
+        failure: SightloomError | None = None
+        try:
+            result = act()
+        except SightloomError as error:
+            failure = error
+        for told in self.gather(failure):
+            if told is not None:
+                raise told
+        return cast(T, result)
 
     def reduce_gradients(self, parameters: Sequence[torch.nn.Parameter]) -> None:
         """Replace every gradient by its sum over the workers; one that is missing here counts as zero."""

@@ -1,5 +1,6 @@
 """One stage of a curriculum, as the driver sees it: order it, examine its export, decide, promote."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,14 +12,17 @@ from sightloom.errors import SightloomError
 from sightloom.model.load import load
 from sightloom.progress import Progress, Step
 from sightloom.tracking import Status, Tracker
-from sightloom.training.crew import LazyCrew
+from sightloom.training.checkpoint_store import CheckpointStore
+from sightloom.training.crew import LazyCrew, store_of
 from sightloom.training.curriculum import Curriculum, Stage
 from sightloom.training.export import verify
 from sightloom.training.gates import Verdict, decide, missing_at_init
 from sightloom.training.measure import Examiner
+from sightloom.training.proof import the_outsider
 from sightloom.training.trainer import Event
 from sightloom.training.worker import StageOrder
 
+_log = logging.getLogger(__name__)
 NUMERICS: Final = 1  # raised when the same file would give other numbers: finished stages are then run again
 
 
@@ -77,6 +81,7 @@ class StageDriver:
         self._digest = digest(identity)
         self._examined = digest({"evaluate": stage.evaluate, "max": curriculum.data.heldout_max})[:12]
         self._folder = out / f"{stage.name}-{self._digest[:12]}"
+        self._store = store_of(curriculum, out)
 
     def finished(self) -> StageReport | None:
         """The report of a stage that is done, None while it is not."""
@@ -106,6 +111,7 @@ class StageDriver:
                 self._tracker.log_metrics(self._parent, metrics, self._number)
                 self._tracker.set_tags(run_id, {"status": report.status, "model_digest": report.digest})
                 storage.write(str(promoted), canonical_json(asdict(report)))
+                CheckpointStore(self._store).prune(self._folder.name, keep=0)
             status = "FINISHED"
             return report
         except KeyboardInterrupt:
@@ -119,6 +125,7 @@ class StageDriver:
         done = self._folder / "trained.json"
         if storage.exists(str(done)):
             return dict(storage.read_json(str(done)))
+        the_outsider()  # imports what it needs while the stage trains
         with progress.step(self._stage.name, total=self._stage.num_steps, unit="steps") as step:
             outcome = crew.get().run(self._order(), self._listener(step, run_id))
         if "failed" in outcome:
@@ -133,6 +140,7 @@ class StageDriver:
             kept = storage.read_json(str(done))
             return dict(kept["metrics"]), dict(kept["init"])
         vlm = verify(self._folder / "model")
+        the_outsider().prove(self._folder / "model")
         metrics = dict(trained["metrics"])
         init = {**self._start.metrics, **trained["init"]}
         if self._stage.objective.kind not in ("align", "rm"):  # neither is a model that answers
@@ -186,6 +194,7 @@ class StageDriver:
             heldout=self._curriculum.data.heldout,
             start=str(self._start.folder),
             folder=str(self._folder),
+            store=self._store,
             checkpoint=self._curriculum.checkpoint,
             parallel=self._curriculum.parallel,
             peak_tflops=self._curriculum.tracking.peak_tflops,
@@ -193,10 +202,20 @@ class StageDriver:
         )
 
     def _listener(self, step: Step, run_id: str) -> Any:
-        shown = logged = 0
+        shown = logged = saved = 0
 
         def hear(event: Event) -> None:
-            nonlocal shown, logged
+            nonlocal shown, logged, saved
+            if event["kind"] == "unusable":
+                self._tracker.set_tags(run_id, {f"checkpoint.unusable.{event['name']}": event["reason"]})
+                return
+            if event["kind"] == "checkpoint":
+                if event["step"] > saved:  # a restarted group may save a step again
+                    saved = event["step"]
+                    self._tracker.log_metrics(run_id, event["metrics"], saved)
+                if event["problem"]:
+                    _log.warning("checkpoint of step %d left out: %s", event["step"], event["problem"])
+                return
             if event["kind"] == "step" and event["step"] > logged:  # a restarted group says some steps twice
                 logged = event["step"]
                 metrics = event["metrics"]

@@ -2,8 +2,9 @@
 
 OUT/start-<digest>/         the model that the first stage starts from, when it is built from scratch
 OUT/index-<digest>.npz      token and patch counts of a manifest
-OUT/<stage>-<digest12>/     model/ (the export), rollouts/, evaluation/, trained.json, measured.json, promoted.json
-OUT/ray/                    checkpoints of the running stage
+OUT/<stage>-<digest12>/     model/ (the export), consumed/ (uids by step), rollouts/, evaluation/, trained.json,
+                            measured.json, promoted.json
+OUT/checkpoints/<run>/      checkpoints of the running stage, unless the file gives checkpoint.uri
 `promoted.json` is written last and means done; a second run of the same file does nothing.
 """
 
@@ -27,6 +28,7 @@ from sightloom.training.curriculum import Curriculum
 from sightloom.training.export import MANIFEST, model_digest, seal
 from sightloom.training.index import corpus_texts, index_for
 from sightloom.training.measure import Examiner
+from sightloom.training.shard_check import check_shards
 from sightloom.training.stage_driver import NUMERICS, StageDriver, StageReport, Start, tracked_run
 
 _TOKENIZER_SAMPLES: Final = 20_000
@@ -135,6 +137,8 @@ def _run(
     tracker: Tracker,
     run_id: str,
 ) -> TrainResult:
+    for manifest in manifests.values():
+        check_shards(manifest, curriculum.data.checksums, folder, progress)
     starts: dict[str, Start] = {}
     current = _first_start(curriculum, folder, manifests, crew, progress)
     encoder = Encoder(load(str(current.folder)).processor)

@@ -9,24 +9,27 @@ times), the desk hands out the unfinished order once more, and the loop goes on 
 
 import asyncio
 import os
-import tempfile
 import threading
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Final
 
 import ray
 import ray.train
 import ray.train.torch
 import torch
+from pyarrow.fs import FSSpecHandler, PyFileSystem
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from sightloom.errors import SightloomError
+from sightloom import storage
+from sightloom.errors import MayPass, SightloomError
 from sightloom.training.parallel import Workers
-from sightloom.training.run_options import CheckpointOptions, RayOptions
+from sightloom.training.run_options import RayOptions
+from sightloom.training.saver import Hooks
 from sightloom.training.worker import StageOrder, run_stage
 
 Event = dict[str, Any]
 _POLL_S: Final = 0.25
+_RAYS_LIST: Final = "checkpoint_manager_snapshot.json"
 # One report costs 2.0 s at Ray's default and 0.11 s at this interval (measured, training.md §9).
 _HEALTH_CHECK: Final = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1"}
 
@@ -82,11 +85,14 @@ class Desk:
 
 
 class Crew:
-    """The driver's side: start the workers, have stages done, dismiss the workers."""
+    """The driver's side: start the workers, have stages done, dismiss the workers.
 
-    def __init__(self, name: str, folder: Path, options: RayOptions, checkpoint: CheckpointOptions) -> None:
-        self._name, self._folder = name, folder
-        self._options, self._checkpoint = options, checkpoint
+    Args:
+        store: the address of the run's checkpoints; its last part is the run's name.
+    """
+
+    def __init__(self, store: str, options: RayOptions) -> None:
+        self._store, self._options = store, options
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
         self._desk: Any = None
@@ -95,7 +101,9 @@ class Crew:
         """Start the workers in the background; returns at once."""
         if self._thread is None:
             os.environ.update(_HEALTH_CHECK)
-            self._desk = ray.remote(num_cpus=0)(Desk).remote()
+            here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+            # beside the driver: a node that dies must not take the desk along
+            self._desk = ray.remote(num_cpus=0, scheduling_strategy=here)(Desk).remote()
             self._thread = threading.Thread(target=self._fit, name="ray-train", daemon=True)
             self._thread.start()
 
@@ -103,7 +111,7 @@ class Crew:
         """Have one stage done; returns the workers' outcome.
 
         Raises:
-            SightloomError: the workers failed more often than allowed, or the stage itself cannot go on.
+            MayPass: the workers failed more often than allowed.
         """
         self.start()
         ray.get(self._desk.post.remote(order.model_dump(mode="json", by_alias=True)))
@@ -116,7 +124,7 @@ class Crew:
                     return outcome
                 on_event(event)
             if self._thread is not None and not self._thread.is_alive():
-                raise SightloomError(
+                raise MayPass(
                     f"stage '{order.stage.name}' failed on the workers: {_innermost(self._failure)}",
                     "run the same command again: it goes on from the last checkpoint",
                 )
@@ -139,12 +147,17 @@ class Crew:
             num_workers=self._options.workers,
             resources_per_worker={"CPU": 1},
             use_gpu=self._options.gpus_per_worker > 0,
+            elastic_resize_monitor_interval_s=self._options.resize_every_s,
         )
+        # which checkpoints are whole the store knows; a list that Ray kept of an earlier run would hold it up
+        storage.delete(storage.join(self._store, _RAYS_LIST))
+        filesystem, path = storage.filesystem(self._store)
+        place, _, name = path.rpartition("/")
         run = ray.train.RunConfig(
-            name=self._name,
-            storage_path=str(self._folder),
+            name=name,
+            storage_path=place,
+            storage_filesystem=PyFileSystem(FSSpecHandler(filesystem)),
             failure_config=ray.train.FailureConfig(max_failures=self._options.max_failures),
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=self._checkpoint.keep),
         )
         config = {"desk": self._desk, "threads": self._options.threads}
         trainer = ray.train.torch.TorchTrainer(work, train_loop_config=config, scaling_config=scaling, run_config=run)
@@ -165,7 +178,7 @@ def work(config: dict[str, Any]) -> None:
         order = StageOrder.model_validate(raw)
         say = _speaker(desk, order.number) if workers.rank == 0 else _silent
         try:
-            outcome = run_stage(order, workers, say, _save, _restored(order.digest))
+            outcome = run_stage(order, workers, say, _HOOKS)
         except SightloomError as error:  # the same on every worker, and again on every retry: said, not retried
             outcome = {"failed": error.message, "hint": error.hint}
         workers.barrier()
@@ -185,27 +198,23 @@ def _silent(event: Event) -> None:
     del event
 
 
-def _save(name: str, write: Callable[[Path], None] | None) -> None:
-    """Report a checkpoint; called by all workers at the same step, `write` is given on rank 0 alone."""
-    if write is None:
-        ray.train.report({}, checkpoint=None)
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        write(Path(folder))
-        ray.train.report({}, checkpoint=ray.train.Checkpoint.from_directory(folder), checkpoint_dir_name=name)
+def _publish(name: str, step: int) -> None:
+    """Tell Ray Train of a checkpoint that lies, whole, in the run's storage; called by all workers at the same step."""
+    context = ray.train.get_context()
+    checkpoint = None
+    if context.get_world_rank() == 0:
+        place = context.get_storage()
+        checkpoint = ray.train.Checkpoint(place.build_checkpoint_path_from_name(name), place.storage_filesystem)
+    mode = ray.train.CheckpointUploadMode.NO_UPLOAD
+    ray.train.report({"step": step}, checkpoint, checkpoint_dir_name=name, checkpoint_upload_mode=mode)
 
 
-def _restored(digest: str) -> Callable[[Callable[[Path], bool]], bool]:
-    """Offer the latest checkpoint to a reader, which says whether it belongs to this stage."""
+def _preempted() -> bool:
+    """Whether a node of this run will be taken away; a barrier, so all workers ask at the same step."""
+    return ray.train.get_preemption_info() is not None
 
-    def restore(read: Callable[[Path], bool]) -> bool:
-        checkpoint = ray.train.get_checkpoint()
-        if checkpoint is None:
-            return False
-        with checkpoint.as_directory() as folder:
-            return (Path(folder) / f"{digest}.stage").exists() and read(Path(folder))
 
-    return restore
+_HOOKS: Final = Hooks(_publish, _preempted)
 
 
 def _innermost(error: BaseException | None) -> str:

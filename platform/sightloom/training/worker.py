@@ -16,7 +16,9 @@ from sightloom.model.chat import Encoder
 from sightloom.model.heads import ContrastiveHeads, RewardHead, TrainableVLM
 from sightloom.model.load import VLM, load
 from sightloom.model.modules import module_groups
-from sightloom.training.checkpoint import Clock, Position, restore, save, snapshot
+from sightloom.training.checkpoint import Position
+from sightloom.training.checkpoint_store import CheckpointStore
+from sightloom.training.consumed import ConsumptionLog
 from sightloom.training.corpus import Corpus
 from sightloom.training.curriculum import Stage
 from sightloom.training.export import Probe, export
@@ -26,6 +28,7 @@ from sightloom.training.optim import build_optimizer
 from sightloom.training.order import keyed
 from sightloom.training.parallel import Workers, ensure_group
 from sightloom.training.run_options import CheckpointOptions, ParallelOptions
+from sightloom.training.saver import Hooks, Saver
 from sightloom.training.sharding import compile_blocks, gathered, shard_model
 from sightloom.training.tasks.batch import Packer
 from sightloom.training.tasks.build import build_objective
@@ -33,15 +36,12 @@ from sightloom.training.tasks.build import build_objective
 _PROBE_DRAW, _INIT_DRAW, _LORA_DRAW = 9, 10, 11  # purposes of the keyed draws
 _NUM_PROBES: Final = 4
 
-SaveTo = Callable[[str, Callable[[Path], None] | None], None]
-RestoreFrom = Callable[[Callable[[Path], bool]], bool]
-
 
 class StageOrder(Frozen):
     """All that a worker needs to know about a stage.
 
     `parts`: (manifest, length index) of the corpus; `start`: the model folder it begins with;
-    `folder`: the stage's own.
+    `folder`: the stage's own; `store`: the address of the run's checkpoints.
     """
 
     number: int
@@ -52,14 +52,23 @@ class StageOrder(Frozen):
     heldout: float
     start: str
     folder: str
+    store: str
     checkpoint: CheckpointOptions
     info: dict[str, Any]
     parallel: ParallelOptions = ParallelOptions()
     peak_tflops: float | None = None
 
+    @property
+    def label(self) -> str:
+        """What the stage's checkpoints are called."""
+        return f"{self.stage.name}-{self.digest[:12]}"
+
 
 def run_stage(
-    order: StageOrder, workers: Workers, say: Callable[[Event], None], save_to: SaveTo, restore_from: RestoreFrom
+    order: StageOrder,
+    workers: Workers,
+    say: Callable[[Event], None],
+    hooks: Hooks = Hooks(),  # noqa: B008  frozen
 ) -> dict[str, Any]:
     """Run a stage from its start or its last checkpoint to the exported model; all workers call it together.
 
@@ -69,7 +78,8 @@ def run_stage(
     began = time.perf_counter()
     stage = order.stage
     bfloat16 = stage.precision == "bf16"
-    workers = replace(workers, sharded=order.parallel.shard > 1 or bfloat16)
+    shares = order.parallel.holders(workers.world)
+    workers = replace(workers, sharded=shares > 1 or bfloat16)
     vlm = load(order.start)
     model = _trainable(vlm, order)
     corpus = _corpus(order.parts, order.heldout)
@@ -83,38 +93,31 @@ def run_stage(
         compile_blocks(model)
     if workers.sharded:
         ensure_group()
-        shard_model(model, order.parallel.copies(workers.world), order.parallel.shard, workers.device, bfloat16)
+        shard_model(model, order.parallel.copies(workers.world), shares, workers.device, bfloat16)
     groups = module_groups(model)
     if stage.train.lora is not None:
         groups["decoder"] = [name for name in groups["decoder"] if lora.is_adapter(name)]
     rates = stage.train.by_group()
     optimizer = build_optimizer(dict(model.named_parameters()), groups, rates, stage.optim, workers)
-    start, lead = Position(0, {}), workers.rank == 0
+    lead = workers.rank == 0
     measures = lead or workers.sharded  # a model that is shared out answers when all ask
-
-    def read(folder: Path) -> bool:
-        nonlocal start
-        found = restore(folder, order.digest, model, optimizer)
-        if found is not None:
-            start = found
-            objective.restore(found.objective)
-        return found is not None
-
-    def keep(position: Position) -> None:
-        state = snapshot(model, optimizer, position) if lead or workers.sharded else {}
-        write = (lambda folder: save(folder, order.digest, state)) if lead else None
-        save_to(f"{stage.name}-{order.digest[:12]}-step-{position.step:06d}", write)
-
-    restore_from(read)
-    init = objective.measure(model) if measures else {}
+    saver = Saver(
+        CheckpointStore(order.store), order.label, order.digest, order.checkpoint, workers, model, optimizer, hooks, say
+    )
+    # of the start, also where the stage goes on
+    init = workers.agreed(lambda: objective.measure(model) if measures else {})
+    start = saver.resume() or Position(0, {})
+    if start.step:
+        objective.restore(start.objective)
     model.train()
-    say({"kind": "start", "step": start.step, "prepare_s": time.perf_counter() - began})
+    say({"kind": "start", "step": start.step, "unusable": saver.unusable, "prepare_s": time.perf_counter() - began})
     meter = _meter(model, order, workers)
-    clock = Clock(order.checkpoint.every_minutes, order.checkpoint.every_steps, time.monotonic)
+    steps = stage.num_steps
     try:
-        totals = fit(model, objective, optimizer, stage.optim, stage.num_steps, start, workers, clock, keep, say, meter)
+        with ConsumptionLog(Path(order.folder) / "consumed", workers) as log:
+            totals = fit(model, objective, optimizer, stage.optim, steps, start, workers, saver, log.add, say, meter)
         model.eval()
-        metrics = objective.measure(model) if measures else {}
+        metrics = workers.agreed(lambda: objective.measure(model) if measures else {})
         if workers.sharded:
             weights = gathered(dict(vlm.model.state_dict()))
             if lead:
@@ -123,6 +126,7 @@ def run_stage(
         return _finish(order, vlm, model.heads, corpus, metrics, init, totals) if lead else {}
     finally:
         objective.close()
+        saver.close()
 
 
 def _finish(

@@ -1,5 +1,6 @@
 """What the supervised objectives share: the steps' samples, read and encoded ahead, and the place for a restart."""
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -17,6 +18,7 @@ B = TypeVar("B")
 @dataclass(frozen=True, slots=True)
 class _Ready(Generic[B]):
     batches: list[B]
+    uids: list[str]
     after: dict[str, int]
 
 
@@ -44,11 +46,12 @@ class Feed(Generic[B]):
         self._reader = Reader(corpus)
         self._place = self._plan.state()
         self._ahead = Ahead(self._make)
+        self.uids: list[str] = []
 
     def next(self) -> list[B]:
         """The next step's micro-batches."""
         ready = next(self._ahead)
-        self._place = ready.after
+        self._place, self.uids = ready.after, ready.uids
         return ready.batches
 
     def state(self) -> dict[str, Any]:
@@ -62,10 +65,12 @@ class Feed(Generic[B]):
         self._place = self._plan.state()
         self._ahead = Ahead(self._make)
 
-    @property
-    def num_unreadable(self) -> int:
-        """Samples that this worker could not read so far."""
-        return self._reader.unreadable.total()
+    def unreadable(self) -> dict[str, float]:
+        """Samples that the workers could not read since they started; all workers ask together."""
+        parts = self._workers.gather(dict(self._reader.unreadable))
+        reasons = sum((Counter(part) for part in parts), Counter[str]())
+        counts = {f"data/unreadable/{reason}": float(num) for reason, num in reasons.items()}
+        return {"data/unreadable": float(reasons.total()), **counts}
 
     def close(self) -> None:
         """Stop reading ahead."""
@@ -77,9 +82,10 @@ class Feed(Generic[B]):
         mine = share_of(self._workers.rank, self._workers.world, bins)
         wanted = [rows for rows in mine if rows is not None or self._workers.sharded]
         samples = [[] if rows is None else self._reader.read(rows) for rows in wanted]
+        uids = [picked.sample.uid for part in samples for picked in part]
         if self._merged:
             samples = [[picked for part in samples for picked in part]]
-        return _Ready([self._build(part) for part in samples], after)
+        return _Ready([self._build(part) for part in samples], uids, after)
 
 
 class Fed(Generic[B]):
@@ -98,9 +104,13 @@ class Fed(Generic[B]):
     def prepare(self, model: Any, batches: list[B], counts: dict[str, float]) -> None:
         """Nothing: a micro-batch stands for itself."""
 
+    def consumed(self) -> list[str]:
+        """Uids of the samples in the last step's micro-batches here."""
+        return self._feed.uids
+
     def report(self) -> dict[str, float]:
-        """Samples that could not be read."""
-        return {"data/unreadable": float(self._feed.num_unreadable)}
+        """Samples that no worker could read, by reason and in all."""
+        return self._feed.unreadable()
 
     def state(self) -> dict[str, Any]:
         """The place in the data."""

@@ -31,6 +31,9 @@ class Objective(Protocol):
     def loss(self, model: torch.nn.Module, batch: Any, counts: dict[str, float]) -> Loss:
         """The loss of one micro-batch, given the global counts of the step."""
 
+    def consumed(self) -> list[str]:
+        """Uids of the samples that the last `batches` gave this worker, for the account of the stage."""
+
     def report(self) -> dict[str, float]:
         """Further numbers of the last step, the same on all workers."""
 

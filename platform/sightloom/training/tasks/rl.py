@@ -56,12 +56,15 @@ class Rl:
     ) -> None:
         self._options, self._packer, self._workers = options, packer, workers
         self._max_tokens = stage.batch.max_tokens
+        self._uids: list[str] = []
         engine = TransformersEngine(vlm)
         self._rollouts = Rollouts(options, stage, corpus, packer.encoder, engine, workers, seed, folder / "rollouts")
 
     def batches(self, step: int) -> list[PolicyBatch]:
         """Micro-batches of this worker's responses, responses whole; blank ones where other workers have more."""
-        bins = _bins(self._rollouts.get(step), self._max_tokens)
+        groups = self._rollouts.get(step)
+        self._uids = [group.uid for group in groups]
+        bins = _bins(groups, self._max_tokens)
         most = max(self._workers.gather_counts(len(bins)))
         return [self._build(bins[i] if i < len(bins) else []) for i in range(most)]
 
@@ -111,6 +114,10 @@ class Rl:
                 "clipped": (float(token.clipped_M.sum()), num),
             },
         )
+
+    def consumed(self) -> list[str]:
+        """Uids of the prompts of this worker's groups with signal."""
+        return self._uids
 
     def report(self) -> dict[str, float]:
         """Rewards by part, length and share of groups with signal, of the last step."""
