@@ -2,8 +2,8 @@
 
 Both start from one nano, see the same documents in the same order and as many a step, with AdamW at one constant rate,
 in float32 on one thread. Ours reads, decodes and packs on the second core; the peer finds its documents encoded, in
-memory, and pads each batch to its longest. What counts is real tokens a second, padding aside, by the clock: it needs a machine
-that does nothing else. The losses on the same held-out documents, and on them before the training, stand beside it. The
+memory, and pads each batch to its longest. What counts is real tokens a second, padding aside, by the clock: it needs a
+machine that does nothing else. The losses on the same held-out documents, and on them before the training, stand beside it. The
 last line is one JSON object.
 """
 
