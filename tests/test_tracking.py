@@ -1,11 +1,14 @@
 """MLflow on a real sqlite file."""
 
 import math
+import threading
+import time
 from pathlib import Path
 
 import pytest
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
+from tests.mlflow_server import Server
 
 from sightloom.errors import SightloomError, UserMistake
 from sightloom.tracking import MlflowTracker, NullTracker, Tracker, open_tracker
@@ -107,3 +110,47 @@ def test_without_an_address_nothing_is_kept() -> None:
     assert first != second
     tracker.log_metrics(first, {"loss": 1.0}, 0)
     tracker.end_run(first)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(400)  # a server starts twice
+def test_a_server_that_goes_away_for_a_while_misses_nothing_and_keeps_nobody_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")  # its own retries: they would only make it slower
+    server = Server(tmp_path)
+    try:
+        tracker = MlflowTracker(server.uri, "outage")
+        parent = tracker.start_run("curriculum")
+        run = tracker.start_run("align", parent=parent)
+        for step in range(0, 100):
+            tracker.log_metrics(run, {"loss": float(step)}, step)
+        tracker.flush()
+        server.down()
+
+        began = time.monotonic()
+        (tmp_path / "plan.json").write_text("{}")
+        tracker.set_tags(run, {"while": "away"})
+        tracker.log_file(run, tmp_path / "plan.json", "config")
+        (tmp_path / "plan.json").unlink()
+        tracker.log_input(run, "shards", "ab" * 32, "training")
+        for step in range(100, 2000):
+            tracker.log_metrics(run, {"loss": float(step)}, step)
+        assert time.monotonic() - began < 10
+        back = threading.Timer(3, server.up)
+        back.start()
+        tracker.end_run(run)
+        second = tracker.start_run("instruct", parent=parent)
+        tracker.end_run(second)
+        tracker.end_run(parent)
+        back.join()
+
+        store = client(server.uri)
+        kept = store.get_run(run)
+        assert (kept.info.status, kept.data.tags["while"]) == ("FINISHED", "away")
+        assert [file.path for file in store.list_artifacts(run, "config")] == ["config/plan.json"]
+        assert len(kept.inputs.dataset_inputs) == 1
+        assert [point.step for point in store.get_metric_history(run, "loss")] == list(range(2000))
+        assert tracker.lost_points == 0
+    finally:
+        server.down()

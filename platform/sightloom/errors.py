@@ -30,3 +30,9 @@ class GateNotPassed(SightloomError):
     """A promotion gate looked at the evidence and did not let the candidate pass."""
 
     exit_code = 3
+
+
+class MayPass(SightloomError):
+    """The machinery failed more often than it may; what was done is kept, and the same command goes on from there."""
+
+    exit_code = 75  # EX_TEMPFAIL of sysexits.h: a scheduler may start the job again

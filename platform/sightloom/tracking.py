@@ -1,30 +1,39 @@
 """Experiment tracking: the `Tracker` protocol, one that keeps nothing, and one on MLflow (an sqlite file or a server).
 
 Metrics are gathered and sent as batches, because a round trip costs milliseconds on sqlite and more on a server.
-While MLflow is away they stay in memory; a run in training never stops for its diary.
+While MLflow is away everything waits in an outbox, in order; a run in training never stops for its diary.
 """
 
 import logging
+import shutil
+import tempfile
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from sightloom.errors import SightloomError, UserMistake
+from sightloom.outbox import Outbox
 
+T = TypeVar("T")
+Texts = Mapping[str, str] | None
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 _log = logging.getLogger(__name__)
 _FLUSH_POINTS = 500  # MLflow takes at most 1,000 metrics a request
 _FLUSH_AGE_S = 5.0
-_RETRY_S = 30.0
+_PATIENCE_S = 600.0  # what a start or an end waits for a store that is away
 _KEPT_POINTS = 200_000  # what an outage may hold in memory
+# whatever else goes wrong (no connection, a gateway's 5xx, a locked database) may pass
+_REFUSALS = frozenset({"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS", "BAD_REQUEST",
+                       "PERMISSION_DENIED", "UNAUTHENTICATED", "INVALID_STATE", "ENDPOINT_NOT_FOUND"})  # fmt: skip
 _MAX_PARAM_CHARS = 6000  # MLflow refuses longer values
 _PARAMS_PER_BATCH = 100
 _DIGEST_CHARS = 36  # the width of MLflow's dataset digest
@@ -37,13 +46,7 @@ class Tracker(Protocol):
     def uri(self) -> str:
         """The address of the store, empty where nothing is kept."""
 
-    def start_run(
-        self,
-        name: str,
-        parent: str | None = None,
-        tags: Mapping[str, str] | None = None,
-        params: Mapping[str, str] | None = None,
-    ) -> str:
+    def start_run(self, name: str, parent: str | None = None, tags: Texts = None, params: Texts = None) -> str:
         """Start a run (nested below `parent`) and return its id."""
 
     def resume_run(self, run_id: str) -> None:
@@ -76,13 +79,7 @@ class NullTracker:
 
     uri = ""
 
-    def start_run(
-        self,
-        name: str,
-        parent: str | None = None,
-        tags: Mapping[str, str] | None = None,
-        params: Mapping[str, str] | None = None,
-    ) -> str:
+    def start_run(self, name: str, parent: str | None = None, tags: Texts = None, params: Texts = None) -> str:
         """A fresh id."""
         del name, parent, tags, params
         return uuid.uuid4().hex
@@ -118,14 +115,15 @@ class MlflowTracker:
     Args:
         uri: `sqlite:///path` (made when missing; files lie in `artifacts/` beside it) or a server's http(s) address.
         experiment: made when missing.
+        patience_s: how long a start or an end of a run waits for a store that is away.
 
     Raises:
         UserMistake: another kind of address, or the database's folder cannot be made.
         SightloomError: MLflow does not answer.
     """
 
-    def __init__(self, uri: str, experiment: str) -> None:
-        self._uri = normalized_uri(uri)
+    def __init__(self, uri: str, experiment: str, patience_s: float = _PATIENCE_S) -> None:
+        self._uri, self._patience_s = normalized_uri(uri), patience_s
         self._client = MlflowClient(tracking_uri=self._uri, registry_uri=self._uri)
         try:
             self._experiment_id = experiment_id(self._client, self._uri, experiment)
@@ -134,24 +132,23 @@ class MlflowTracker:
         self._points: dict[str, list[Metric]] = {}
         self._last_step: dict[str, dict[str, int]] = {}
         self._next_flush = time.monotonic() + _FLUSH_AGE_S
+        self._outbox = Outbox(f"MLflow at {self._uri}", _is_away, _KEPT_POINTS)
         self.repeated_points = 0
-        self.lost_points = 0
+
+    @property
+    def lost_points(self) -> int:
+        """Metrics and other notes that could not be kept: refused, or too many for the time that MLflow was away."""
+        return self._outbox.lost
 
     @property
     def uri(self) -> str:
         """The store's address; a relative sqlite path was made absolute, so that it may travel to workers."""
         return self._uri
 
-    def start_run(
-        self,
-        name: str,
-        parent: str | None = None,
-        tags: Mapping[str, str] | None = None,
-        params: Mapping[str, str] | None = None,
-    ) -> str:
+    def start_run(self, name: str, parent: str | None = None, tags: Texts = None, params: Texts = None) -> str:
         """Create a run in MLflow."""
         all_tags = dict(tags or {}) | ({"mlflow.parentRunId": parent} if parent else {})
-        run = self._client.create_run(self._experiment_id, run_name=name, tags=all_tags)
+        run = self._ask(lambda: self._client.create_run(self._experiment_id, run_name=name, tags=all_tags))
         run_id = str(run.info.run_id)
         if params:
             self.log_params(run_id, params)
@@ -160,12 +157,13 @@ class MlflowTracker:
     def resume_run(self, run_id: str) -> None:
         """Reopen a run; raises UserMistake when the store has none of this id."""
         try:
-            keys = list(self._client.get_run(run_id).data.metrics)
-            self._client.update_run(run_id, status="RUNNING")
+            keys = list(self._ask(lambda: self._client.get_run(run_id)).data.metrics)
+            self._ask(lambda: self._client.update_run(run_id, status="RUNNING"))
         except MlflowException as error:
             raise UserMistake(f"run '{run_id}' is not in {self._uri}: {error}") from error
         self._last_step[run_id] = {
-            key: max(point.step for point in self._client.get_metric_history(run_id, key)) for key in keys
+            key: max(point.step for point in self._ask(partial(self._client.get_metric_history, run_id, key)))
+            for key in keys
         }
 
     def log_metrics(self, run_id: str, metrics: Mapping[str, float], step: int) -> None:
@@ -190,55 +188,65 @@ class MlflowTracker:
         entries = [Param(key, _param_value(value)) for key, value in params.items()]
         for start in range(0, len(entries), _PARAMS_PER_BATCH):
             try:
-                self._client.log_batch(run_id, params=entries[start : start + _PARAMS_PER_BATCH], synchronous=True)
+                batch = entries[start : start + _PARAMS_PER_BATCH]
+                self._ask(partial(self._client.log_batch, run_id, params=batch, synchronous=True))
             except MlflowException as error:
                 raise SightloomError(f"parameters of run {run_id} were refused by MLflow: {error}") from error
 
     def set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
         """Set tags in one request."""
-        self._client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()], synchronous=True)
+        entries = [RunTag(key, value) for key, value in tags.items()]
+        self._outbox.send(partial(self._client.log_batch, run_id, tags=entries, synchronous=True), "a run's tags")
 
     def log_file(self, run_id: str, local_path: Path, folder: str = "") -> None:
-        """Copy into the run's artifact store."""
-        if local_path.is_dir():
-            self._client.log_artifacts(run_id, str(local_path), folder or None)
-        else:
-            self._client.log_artifact(run_id, str(local_path), folder or None)
+        """Copy into the run's artifact store; while that is away a copy waits in a temporary folder."""
+        spool = Path(tempfile.mkdtemp(prefix="sightloom-mlflow-"))
+        whole, copy = local_path.is_dir(), spool / local_path.name
+        (shutil.copytree if whole else shutil.copyfile)(local_path, copy)
+
+        def deliver() -> None:
+            (self._client.log_artifacts if whole else self._client.log_artifact)(run_id, str(copy), folder or None)
+            shutil.rmtree(spool, ignore_errors=True)
+
+        self._outbox.send(deliver, f"the file {local_path.name}")
 
     def log_input(self, run_id: str, name: str, digest: str, context: str) -> None:
         """Log a data set; MLflow keeps 36 characters of the digest, the whole of it stands in the source."""
         dataset = Dataset(name, digest[:_DIGEST_CHARS], "local", f'{{"digest":"{digest}"}}')
         tag = InputTag("mlflow.data.context", context)
-        self._client.log_inputs(run_id, [DatasetInput(dataset, [tag])])
+        self._outbox.send(
+            partial(self._client.log_inputs, run_id, [DatasetInput(dataset, [tag])]), f"the data set {name}"
+        )
 
     def flush(self) -> None:
-        """Send all gathered points; on failure they are kept for the next attempt, 30 s later."""
+        """Send all gathered points; those that MLflow does not take now are kept and sent as soon as it does."""
         self._next_flush = time.monotonic() + _FLUSH_AGE_S
         for run_id, points in self._points.items():
-            while points:
-                batch = points[:_FLUSH_POINTS]
-                try:
-                    self._client.log_batch(run_id, metrics=batch, synchronous=True)
-                except MlflowException as error:
-                    self._next_flush = time.monotonic() + _RETRY_S
-                    self._trim(points)
-                    _log.warning("MLflow did not take %d metrics, kept for later: %s", len(points), error)
-                    return
-                del points[: len(batch)]
+            for start in range(0, len(points), _FLUSH_POINTS):
+                batch = points[start : start + _FLUSH_POINTS]
+                self._outbox.send(partial(self._log_points, run_id, batch), f"{len(batch)} metrics", len(batch))
+            points.clear()
 
     def end_run(self, run_id: str, status: Status = "FINISHED") -> None:
-        """Flush and close; an MLflow that is away is logged, not raised: the work itself is done."""
+        """Flush and close; an MLflow that stays away is logged, not raised: the work itself is done."""
         self.flush()
-        try:
-            self._client.set_terminated(run_id, status)
-        except MlflowException as error:
-            _log.warning("MLflow did not take the end of run %s (%s): %s", run_id, status, error)
+        self._outbox.send(partial(self._client.set_terminated, run_id, status), f"the end of a run ({status})")
+        left = self._outbox.drain(self._patience_s)
+        if left:
+            _log.warning("MLflow at %s did not come back: %d notes are lost", self._uri, left)
 
-    def _trim(self, points: list[Metric]) -> None:
-        extra = len(points) - _KEPT_POINTS
-        if extra > 0:
-            del points[:extra]
-            self.lost_points += extra
+    def _log_points(self, run_id: str, points: list[Metric]) -> None:
+        self._client.log_batch(run_id, metrics=points, synchronous=True)
+
+    def _ask(self, call: Callable[[], T]) -> T:
+        return self._outbox.ask(call, self._patience_s)
+
+
+def _is_away(error: Exception) -> bool:
+    """Whether MLflow (or its artifact store) may do later what it did not do now."""
+    if isinstance(error, MlflowException):
+        return error.error_code not in _REFUSALS
+    return isinstance(error, OSError)
 
 
 def open_tracker(uri: str | None, experiment: str) -> Tracker:

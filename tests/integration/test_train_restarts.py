@@ -9,6 +9,8 @@ from tests.integration.raw import finish
 from tests.integration.training_runs import SAVE_EVERY, STEPS, Run, kill, train_workers, wait_until
 from tests.training.conftest import write_shards
 
+from sightloom import storage
+
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1500)]
 
 
@@ -54,6 +56,21 @@ def test_a_worker_killed_in_an_upload(calm: Run, tmp_path: Path) -> None:
     (_, _), (_, second) = run.attempts()
     assert second[0] == SAVE_EVERY  # the second one was written, but not whole
     assert_equal(run, calm)
+
+
+def test_a_worker_killed_in_an_upload_to_s3(calm: Run, store: int, tmp_path: Path) -> None:
+    run = Run(calm.manifest, tmp_path / "s3", calm.mlflow, ("checkpoint.uri=s3://pool/runs",))
+    (tmp_path / "faults").mkdir()
+    # two workers upload a file each: the fourth one is of the second checkpoint
+    fault = {"match": r"s3://pool/.*\.distcp", "nth": 4, "when": "before", "folder": str(tmp_path / "faults")}
+    access = {name: os.environ[name] for name in os.environ if name.startswith("AWS_")}
+    finish(run.start(fault, **access), 900)
+    assert (tmp_path / "faults" / "killed").exists()
+    (_, _), (_, second) = run.attempts()
+    assert second[0] == SAVE_EVERY
+    assert_equal(run, calm)
+    assert [name for name in storage.folders("s3://pool/runs/five-domains-nano") if "step" in name] == []
+    assert not (run.out / "checkpoints").exists()
 
 
 def test_the_driver_killed_in_a_step(calm: Run, tmp_path: Path) -> None:

@@ -2,12 +2,14 @@
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 from mlflow.tracking import MlflowClient
+from tests.mlflow_server import Server
 from tests.training.conftest import write_shards
 
 from sightloom.config import load
@@ -149,3 +151,42 @@ def test_shards_that_are_not_those_of_the_manifest_are_refused_before_anything_i
     with pytest.raises(UserMistake, match=r"its SHA-256 differs"):
         run()
     assert [file.name for file in (tmp_path / "out").iterdir() if file.is_dir()] == []
+
+
+class LosesItsServer(MlflowTracker):
+    """A tracker whose server goes away when the first metrics of a stage come, and returns six seconds later."""
+
+    server: Server | None = None
+
+    def log_metrics(self, run_id: str, metrics: Mapping[str, float], step: int) -> None:
+        if self.server is not None and "speed/steps_per_s" in metrics:
+            server, self.server = self.server, None
+            server.down()
+            self.back = threading.Timer(6, server.up)
+            self.back.start()
+        super().log_metrics(run_id, metrics, step)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(400)  # a server starts twice
+def test_a_run_whose_mlflow_goes_away_for_a_while_ends_with_all_of_its_diary(
+    manifest: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")  # its own retries: they would only make it slower
+    server = Server(tmp_path)
+    try:
+        tracker = LosesItsServer(server.uri, "away")
+        tracker.server = server
+        options = curriculum(manifest, "ray.workers=0", "stages.0.steps=40")
+        result = train(options, str(tmp_path / "out"), NullProgress(), tracker)
+        tracker.back.join()
+        client = MlflowClient(server.uri)
+        runs = [client.get_run(run_id) for run_id in (result.run_id, *(stage.run_id for stage in result.stages))]
+        assert [run.info.status for run in runs] == ["FINISHED"] * 3 and tracker.lost_points == 0
+        for run, stage in zip(runs[1:], result.stages, strict=True):
+            assert run.data.tags["model_digest"] == stage.digest
+            assert set(stage.metrics) <= set(run.data.metrics)
+            steps = [point.step for point in client.get_metric_history(stage.run_id, "train/grad_norm")]
+            assert steps == sorted(set(steps)) and steps[-1] == stage.steps
+    finally:
+        server.down()

@@ -32,8 +32,8 @@ class Run:
     overrides: tuple[str, ...] = ()
     address: str = "local"
 
-    def start(self, fault: dict[str, Any] | None = None) -> "subprocess.Popen[str]":
-        """Start (or go on with) it."""
+    def start(self, fault: dict[str, Any] | None = None, **env: str) -> "subprocess.Popen[str]":
+        """Start (or go on with) it; `env` is for the driver and its workers."""
         curriculum = self.out.parent / f"{self.out.name}.yaml"
         if not curriculum.exists():
             import yaml
@@ -50,7 +50,7 @@ class Run:
         command = [sys.executable, "-c", code, "train", str(curriculum), "--out", str(self.out), "--json"]
         command += ["--ray", self.address, *(part for pair in sets for part in ("--set", pair))]
         return subprocess.Popen(
-            command, env=environment(fault), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            command, env=environment(fault, **env), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
             start_new_session=True,
         )  # fmt: skip
 

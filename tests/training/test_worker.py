@@ -4,6 +4,8 @@ import json
 import multiprocessing
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,21 +13,26 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from sightloom.config import load
+from sightloom.data.shards.heldout import heldout_mask
 from sightloom.data.shards.manifest import read_manifest
+from sightloom.data.shards.reader import read_table
 from sightloom.errors import SightloomError
 from sightloom.model.chat import Encoder
 from sightloom.model.load import load as load_model
 from sightloom.model.lora import PROJECTIONS
 from sightloom.model.scratch import build_folder
 from sightloom.progress import NullProgress
+from sightloom.training import outsider
 from sightloom.training.consumed import consumed
 from sightloom.training.curriculum import Curriculum
 from sightloom.training.export import verify
 from sightloom.training.index import corpus_texts, index_for
 from sightloom.training.parallel import Workers
+from sightloom.training.proof import the_outsider
 from sightloom.training.run_options import CheckpointOptions, ParallelOptions
 from sightloom.training.saver import Hooks
 from sightloom.training.worker import StageOrder, run_stage
@@ -72,21 +79,21 @@ def run(
     return run_stage(order, workers, say, hooks)
 
 
-def _one_rank(rank: int, order: StageOrder, port: int, errors: Any) -> None:
+def _one_rank(rank: int, order: StageOrder, port: int, errors: Any, hooks: Hooks) -> None:
     try:
         dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-        run(order, Workers(rank, 2))
+        run(order, Workers(rank, 2), hooks=hooks)
         dist.destroy_process_group()
     except BaseException as error:
         errors.put(repr(error))
         raise
 
 
-def run_on_two(order: StageOrder, port: int, good: bool = True) -> list[str]:
+def run_on_two(order: StageOrder, port: int, good: bool = True, hooks: Hooks = Hooks()) -> list[str]:  # noqa: B008
     """Run a stage on two processes; returns what went wrong, which must be nothing unless `good` is false."""
     context = multiprocessing.get_context("fork")  # spawned processes would import torch again
     errors = context.Queue()
-    ranks = [context.Process(target=_one_rank, args=(rank, order, port, errors)) for rank in range(2)]
+    ranks = [context.Process(target=_one_rank, args=(rank, order, port, errors, hooks)) for rank in range(2)]
     for process in ranks:
         process.start()
     for process in ranks:
@@ -214,6 +221,34 @@ def kill_at_its_checkpoint(order: StageOrder) -> None:
         run(order, hooks=Hooks(published=die))
 
 
+def test_two_workers_that_become_one_and_two_again_consume_the_same_samples(
+    order: Callable[..., StageOrder], unused_port: int
+) -> None:
+    options = ("optim.kind=adamw", "steps=6", "batch.packs=3")
+    calm, resized = order(INSTRUCT, "calm", *options), order(INSTRUCT, "resized", *options)
+    run_on_two(calm, unused_port)
+    assert run_on_two(resized, unused_port, good=False, hooks=Hooks(published=die)) == ["Killed()"] * 2
+    kill_at_its_checkpoint(resized)
+    run_on_two(resized, unused_port)
+    files = sorted(file.name for file in (Path(resized.folder) / "consumed").iterdir())
+    assert [name[5:] for name in files] == ["0of2.jsonl", "1of2.jsonl", "0of1.jsonl", "0of2.jsonl", "1of2.jsonl"]
+    ours, theirs = (consumed(Path(each.folder) / "consumed") for each in (resized, calm))
+    assert ours == theirs and len(ours) == 6
+    assert_equal_weights(resized, calm, PARAMETER_ATOL)
+
+
+def test_held_out_pictures_are_never_consumed(order: Callable[..., StageOrder]) -> None:
+    done = order(INSTRUCT, "held", "steps=40", "optim.kind=adamw")
+    run(done)
+    used = {uid for uids in consumed(Path(done.folder) / "consumed").values() for uid in uids}
+    ((manifest, _),) = done.parts
+    table = read_table(read_manifest(manifest), ["uid", "sha256"])
+    held = heldout_mask(table, done.heldout)
+    uids = [uid.hex() for uid in table.column("uid").to_pylist()]
+    out = {uid for uid, out in zip(uids, held, strict=True) if out}
+    assert out and len(used) > 50 and used <= set(uids) and not used & out
+
+
 @pytest.mark.parametrize("number", [INSTRUCT, RL])
 def test_a_stage_that_was_killed_goes_on_from_its_checkpoint_to_the_same_weights(
     order: Callable[..., StageOrder], number: int
@@ -237,12 +272,39 @@ def test_an_export_loads_with_transformers_alone_and_a_damaged_one_is_refused(or
     AutoProcessor.from_pretrained(folder)
     assert json.loads((folder / "config.json").read_text())["model_type"] == "qwen3_vl"
     verify(folder)
+    assert 0 <= the_outsider().prove(folder) < 1e-4
     weights_file = folder / "model.safetensors"
-    data = bytearray(weights_file.read_bytes())
+    whole = weights_file.read_bytes()
+    data = bytearray(whole)
     data[-3] ^= 1
     weights_file.write_bytes(data)
     with pytest.raises(SightloomError, match=r"model\.safetensors differs"):
         verify(folder)
+
+    # what the checksums do not know of, the answers do: other weights, another template, a file that is not there
+    tensors = load_file(weights_file)
+    tensors["model.language_model.norm.weight"] *= 1.01
+    save_file(tensors, weights_file, {"format": "pt"})
+    with pytest.raises(SightloomError, match=r"its logits differ by"):
+        the_outsider().prove(folder)
+    weights_file.write_bytes(whole)
+    template = folder / "chat_template.jinja"
+    words = template.read_text()
+    template.write_text(words.replace("<|im_start|>assistant", "<|im_start|>user"))
+    with pytest.raises(SightloomError, match=r"give other tokens"):
+        the_outsider().prove(folder)
+    template.write_text(words)
+    the_outsider().prove(folder)
+    (folder / "config.json").unlink()
+    with pytest.raises(SightloomError, match=r"is not the same one for transformers alone"):
+        the_outsider().prove(folder)
+
+
+def test_the_one_who_proves_an_export_cannot_import_sightloom() -> None:
+    code = "import runpy, sys; names = runpy.run_path(sys.argv[1]); sys.meta_path.insert(0, names['Refused']())\n"
+    code += "import sightloom"
+    done = subprocess.run([sys.executable, "-c", code, outsider.__file__], capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "without sightloom" in done.stderr
 
 
 PREFER = ("optim.kind=adamw", 'mix={pairs: {where: "kind == \\"preference\\"", weight: 1.0}}')

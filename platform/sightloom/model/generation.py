@@ -114,6 +114,11 @@ class Generator:
         self._model.train(training)
         return [results[index] for index in range(len(requests))]
 
+    @torch.inference_mode()
+    def logits(self, prompt: Document) -> torch.Tensor:
+        """Logits [V] behind a prompt; -inf for tokens that are never written."""
+        return self._read([prompt], GrowingCache(self._num_layers))[0][0]
+
     def _opened(self, prompt: Document) -> bool:
         """Whether the prompt's last think mark is an opening one."""
         marks = [token for token in prompt.input_ids.tolist() if token in self._think]

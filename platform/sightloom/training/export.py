@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from PIL import Image
+from safetensors.torch import save_file
 
 from sightloom import storage
 from sightloom.config import canonical_json
 from sightloom.errors import SightloomError
-from sightloom.model.chat import Encoder
+from sightloom.model.chat import Document, Encoder
 from sightloom.model.generation import Generation, GenerationRequest, Generator
 from sightloom.model.heads import RewardHead
 from sightloom.model.load import VLM, load
@@ -22,6 +23,7 @@ from sightloom.model.reward import save_head
 from sightloom.records import Conversation
 
 PROBES: Final = "probes.jsonl"
+PROBE_LOGITS: Final = "probes.logits"  # safetensors by another name: loaders take every *.safetensors for weights
 MANIFEST: Final = "manifest.json"
 INFO: Final = "sightloom.json"
 _PROBE_TOKENS: Final = 24
@@ -54,20 +56,24 @@ def export(
     if reward_head is not None:
         save_head(reward_head, partial)
     (partial / INFO).write_bytes(canonical_json(info))
-    answers = _answers(vlm, probes, thinking)
+    answers, prompts = _answers(vlm, probes, thinking), _prompts(vlm, probes, thinking)
     lines = [
         canonical_json(
             {
                 "conversation": probe.conversation.to_json(),
                 "image": base64.b64encode(probe.image).decode() if probe.image is not None else None,
                 "thinking": thinking,
+                "prompt_ids": prompt.input_ids.tolist(),
                 "text": answer.text,
                 "token_ids": list(answer.token_ids),
                 "logprobs": [round(value, 6) for value in answer.logprobs],
             }
         )
-        for probe, answer in zip(probes, answers, strict=True)
+        for probe, prompt, answer in zip(probes, prompts, answers, strict=True)
     ]
+    reader = Generator(vlm)
+    logits = {f"logits.{number}": reader.logits(prompt).float().cpu() for number, prompt in enumerate(prompts)}
+    save_file(logits, partial / PROBE_LOGITS)
     (partial / PROBES).write_bytes(b"".join(line + b"\n" for line in lines))
     (partial / MANIFEST).write_bytes(_manifest(partial))
     shutil.rmtree(folder, ignore_errors=True)
@@ -133,14 +139,14 @@ def _lines(folder: Path) -> list[dict[str, Any]]:
 
 
 def _answers(vlm: VLM, probes: Sequence[Probe], thinking: bool | None) -> list[Generation]:
-    encoder = Encoder(vlm.processor)
-    requests = [
-        GenerationRequest(
-            encoder.prompt(probe.conversation, _picture(probe.image), thinking), max_new_tokens=_PROBE_TOKENS
-        )
-        for probe in probes
-    ]
+    prompts = _prompts(vlm, probes, thinking)
+    requests = [GenerationRequest(prompt, max_new_tokens=_PROBE_TOKENS) for prompt in prompts]
     return Generator(vlm).generate(requests) if requests else []
+
+
+def _prompts(vlm: VLM, probes: Sequence[Probe], thinking: bool | None) -> list[Document]:
+    encoder = Encoder(vlm.processor)
+    return [encoder.prompt(probe.conversation, _picture(probe.image), thinking) for probe in probes]
 
 
 def _picture(data: bytes | None) -> Image.Image | None:

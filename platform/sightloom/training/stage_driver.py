@@ -18,6 +18,7 @@ from sightloom.training.curriculum import Curriculum, Stage
 from sightloom.training.export import verify
 from sightloom.training.gates import Verdict, decide, missing_at_init
 from sightloom.training.measure import Examiner
+from sightloom.training.proof import the_outsider
 from sightloom.training.trainer import Event
 from sightloom.training.worker import StageOrder
 
@@ -124,6 +125,7 @@ class StageDriver:
         done = self._folder / "trained.json"
         if storage.exists(str(done)):
             return dict(storage.read_json(str(done)))
+        the_outsider()  # imports what it needs while the stage trains
         with progress.step(self._stage.name, total=self._stage.num_steps, unit="steps") as step:
             outcome = crew.get().run(self._order(), self._listener(step, run_id))
         if "failed" in outcome:
@@ -138,6 +140,7 @@ class StageDriver:
             kept = storage.read_json(str(done))
             return dict(kept["metrics"]), dict(kept["init"])
         vlm = verify(self._folder / "model")
+        the_outsider().prove(self._folder / "model")
         metrics = dict(trained["metrics"])
         init = {**self._start.metrics, **trained["init"]}
         if self._stage.objective.kind not in ("align", "rm"):  # neither is a model that answers

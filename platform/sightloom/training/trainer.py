@@ -21,7 +21,7 @@ from pyarrow.fs import FSSpecHandler, PyFileSystem
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from sightloom import storage
-from sightloom.errors import SightloomError
+from sightloom.errors import MayPass, SightloomError
 from sightloom.training.parallel import Workers
 from sightloom.training.run_options import RayOptions
 from sightloom.training.saver import Hooks
@@ -111,7 +111,7 @@ class Crew:
         """Have one stage done; returns the workers' outcome.
 
         Raises:
-            SightloomError: the workers failed more often than allowed, or the stage itself cannot go on.
+            MayPass: the workers failed more often than allowed.
         """
         self.start()
         ray.get(self._desk.post.remote(order.model_dump(mode="json", by_alias=True)))
@@ -124,7 +124,7 @@ class Crew:
                     return outcome
                 on_event(event)
             if self._thread is not None and not self._thread.is_alive():
-                raise SightloomError(
+                raise MayPass(
                     f"stage '{order.stage.name}' failed on the workers: {_innermost(self._failure)}",
                     "run the same command again: it goes on from the last checkpoint",
                 )

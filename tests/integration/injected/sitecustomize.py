@@ -38,13 +38,15 @@ def reached():
     return True
 
 
-def dying(function):
+def dying(function, place=0):
+    """Make a function deadly at the address that is its argument number `place`."""
+
     @functools.wraps(function)
-    def call(uri, *args, **kwargs):
-        due = bool(FAULT.get("match")) and re.search(FAULT["match"], str(uri)) and reached()
+    def call(*args, **kwargs):
+        due = bool(FAULT.get("match")) and re.search(FAULT["match"], str(args[place])) and reached()
         if due and FAULT["when"] == "before":
             os.kill(os.getpid(), signal.SIGKILL)
-        result = function(uri, *args, **kwargs)
+        result = function(*args, **kwargs)
         if due:
             os.kill(os.getpid(), signal.SIGKILL)
         return result
@@ -75,6 +77,7 @@ def fatal(function):
 def patch(module):
     if module.__name__ == "sightloom.storage":
         module.create, module.write = dying(module.create), dying(module.write)
+        module.put_file = dying(module.put_file, 1)
     elif module.__name__ == "sightloom.data.scoring" and FAULT:
         module.measure_chunk = logged(module.measure_chunk, "measured")
     elif module.__name__ == "sightloom.data.embedding" and FAULT:

@@ -1,0 +1,100 @@
+"""Training on a Ray of several nodes (processes of this machine) that die, or are taken away with notice."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tests.integration.raw import finish, start_cluster
+from tests.integration.training_runs import SAVE_EVERY, STEPS, Run, train_workers, wait_until
+from tests.training.conftest import write_shards
+
+pytestmark = [pytest.mark.long, pytest.mark.timeout(1500)]
+NOTICE_S = 60
+# fp32: two workers sum in another order than one; then 120 steps of Muon and AdamW
+PARAMETER_ATOL = 5e-3
+
+
+@pytest.fixture
+def cluster() -> Iterator[Any]:
+    """A head that runs no workers, and two nodes with room for one each."""
+    made = start_cluster(1, 0)
+    for _ in range(2):
+        made.add_node(num_cpus=1, object_store_memory=100_000_000)
+    made.wait_for_nodes()
+    yield made
+    made.shutdown()
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write_shards(tmp_path_factory.mktemp("shards"), 150, 0)
+
+
+@pytest.fixture(scope="module")
+def calm(manifest: str, mlflow_uri: str, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    run = Run(manifest, tmp_path_factory.mktemp("calm") / "calm-nodes", mlflow_uri)
+    finish(run.start(), 900)
+    return run
+
+
+def worker_of(node: Any) -> list[int]:
+    raylet = next(info.process.pid for kind, infos in node.all_processes.items() if kind == "raylet" for info in infos)
+    return train_workers(raylet)
+
+
+def test_a_node_that_dies_in_a_stage_costs_nothing_but_time(calm: Run, cluster: Any, tmp_path: Path) -> None:
+    run = Run(calm.manifest, tmp_path / "nodes", calm.mlflow, address=cluster.address)
+    process = run.start()
+    wait_until(lambda: run.step() > SAVE_EVERY + 3, process)
+    node = cluster.list_all_nodes[-1]
+    assert len(worker_of(node)) == 1
+    cluster.remove_node(node, allow_graceful=False)
+    cluster.add_node(num_cpus=1, object_store_memory=100_000_000)
+    finish(process, 900)
+    attempts = run.attempts()
+    assert [world for world, _ in attempts] == [2, 2]
+    assert attempts[1][1][0] % SAVE_EVERY == 0 and attempts[1][1][0] > 0
+    assert run.consumed() == calm.consumed()
+    assert run.weights() == calm.weights()
+    run.assert_one_true_diary()
+
+
+def test_workers_that_become_one_and_two_again_consume_the_same_samples(
+    calm: Run, cluster: Any, tmp_path: Path
+) -> None:
+    """A node is taken away with notice: one more checkpoint; then one worker goes on, until there is room again."""
+    from ray._raylet import GcsClient
+
+    more = ("ray.workers=[1,2]", "ray.resize_every_s=3", "checkpoint.preemption_every_steps=3")
+    run = Run(calm.manifest, tmp_path / "elastic", calm.mlflow, more, cluster.address)
+    process = run.start()
+    wait_until(lambda: run.step() > SAVE_EVERY + 3, process)
+    assert run.attempts()[-1][0] == 2
+    node = cluster.list_all_nodes[-1]
+    reason = 2  # DRAIN_NODE_REASON_PREEMPTION
+    deadline_ms = int((time.time() + NOTICE_S) * 1000)
+    accepted, _ = GcsClient(cluster.address).drain_node(node.node_id, reason, "spot reclaim", deadline_ms)
+    assert accepted
+    place = run.out / "checkpoints"
+
+    def warned() -> bool:
+        seals = place.glob("*/align-*-step-*/checkpoint.json")
+        return any(int(seal.parent.name.split("-step-")[1].split("-")[0]) % SAVE_EVERY for seal in seals)
+
+    wait_until(warned, process, NOTICE_S)
+    cluster.remove_node(node, allow_graceful=False)
+    wait_until(lambda: run.attempts()[-1][0] == 1 and len(run.attempts()[-1][1]) > 3, process)
+    cluster.add_node(num_cpus=1, object_store_memory=100_000_000)
+    finish(process, 900)
+    attempts = run.attempts()
+    assert [world for world, _ in attempts] == [2, 1, 2]
+    assert attempts[1][1][0] % SAVE_EVERY != 0  # it went on from the checkpoint that the notice caused
+    assert run.consumed() == calm.consumed() and len(run.consumed()) == STEPS
+    ours, theirs = (load_file(r.stage / "model" / "model.safetensors") for r in (run, calm))
+    assert max(float((ours[name] - theirs[name]).abs().max()) for name in theirs) < PARAMETER_ATOL
+    assert all(torch.isfinite(value).all() for value in ours.values())
+    run.assert_one_true_diary()
