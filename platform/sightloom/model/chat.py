@@ -136,7 +136,7 @@ class Encoder:
         self._images = images
         self._patch = int(images.patch_size)
         self._merge = int(images.merge_size)
-        self._bounds = (int(images.size["shortest_edge"]), int(images.size["longest_edge"]))
+        self.bounds = (int(images.size["shortest_edge"]), int(images.size["longest_edge"]))  # pixels of a picture
         self.image_token_id: int = processor.image_token_id
 
     def encode(
@@ -188,7 +188,7 @@ class Encoder:
 
     def num_patches(self, width: int, height: int) -> int:
         """How many ViT patches a picture of that size becomes."""
-        rows, columns = smart_resize(height, width, self._patch * self._merge, *self._bounds)
+        rows, columns = smart_resize(height, width, self._patch * self._merge, *self.bounds)
         return (rows // self._patch) * (columns // self._patch)
 
     def num_tokens(self, text: str) -> int:

@@ -35,7 +35,7 @@ class RewardModel:
 
     def __init__(self, source: str, device: str = "cpu") -> None:
         vlm = load(source, device=device)
-        if vlm.folder is None or not (vlm.folder / HEAD_FILE).is_file():
+        if not (vlm.folder / HEAD_FILE).is_file():
             raise UserMistake(f"'{source}' is no reward model: it has no {HEAD_FILE}", "give the export of an rm stage")
         head = RewardHead(vlm.model.config.get_text_config().hidden_size).to(device)
         head.load_state_dict(load_file(vlm.folder / HEAD_FILE, device=device))

@@ -20,6 +20,7 @@ from sightloom.records import Conversation
 from sightloom.training.order import keyed
 
 _FORMAT: Final = 2
+_PROCESSOR: Final = ("tokenizer.json", "processor_config.json", "preprocessor_config.json")
 _COLUMNS: Final = ("uid", "offset", "size", "kind", "width", "height", "shard")
 _TEXT_DRAW: Final = 5  # purpose of the keyed draw
 _EMPTY_BLOCK_TOKENS: Final = 8  # `<think>`, two line breaks, `</think>`, two line breaks, at most
@@ -46,8 +47,9 @@ class LengthIndex:
 
 def index_for(manifest: Manifest, model_folder: Path, encoder: Encoder, out: Path, progress: Progress) -> Path:
     """Build the index of a manifest for a model's tokenizer and picture bounds, or find it built; returns its file."""
-    parts = [storage.sha256_file(model_folder / name) for name in ("tokenizer.json", "processor_config.json")]
-    name = digest({"format": _FORMAT, "manifest": manifest.digest, "processor": parts})
+    parts = [storage.sha256_file(file) for name in _PROCESSOR if (file := model_folder / name).is_file()]
+    identity = {"format": _FORMAT, "manifest": manifest.digest, "processor": parts, "pixels": encoder.bounds}
+    name = digest(identity)
     path = out / f"index-{name[:12]}.npz"
     if not path.exists():
         columns = _measure(manifest, encoder, progress)

@@ -87,7 +87,7 @@ def _check(models: Sequence[str], weights: Sequence[float], method: Method, dens
 
 def _export(source: str) -> VLM:
     vlm = load(source)
-    if vlm.folder is None or not (vlm.folder / MANIFEST).is_file():
+    if not (vlm.folder / MANIFEST).is_file():
         raise UserMistake(f"'{source}' is no model that was exported here: it has no {MANIFEST}")
     return vlm
 

@@ -7,7 +7,7 @@ inherited. Every worker must run the same forwards, so packs without a picture l
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -21,11 +21,18 @@ from sightloom.errors import UserMistake
 from sightloom.model.heads import Outputs, TrainableVLM
 
 
-def shard_model(model: TrainableVLM, replicate: int, shard: int, device: str = "cpu", bfloat16: bool = False) -> None:
+def shard_model(
+    model: TrainableVLM,
+    replicate: int,
+    shard: int,
+    device: str = "cpu",
+    bfloat16: bool = False,
+    fill: Callable[[torch.nn.Module], None] | None = None,
+) -> None:
     """Share the parameters of `model` out in place over `replicate` groups of `shard` workers, a process each.
 
     With `replicate` 1 it is plain FSDP2; a process group must exist. `bfloat16` computes in it; the weights that are
-    kept, the sums of gradients and the heads stay float32.
+    kept, the sums of gradients and the heads stay float32. `fill` gives a unit its weights before it is shared out.
     """
     if Outputs not in _pytree.SUPPORTED_NODES:  # FSDP looks for the outputs' tensors to hook its backward to
         _pytree.register_dataclass(Outputs)
@@ -37,7 +44,11 @@ def shard_model(model: TrainableVLM, replicate: int, shard: int, device: str = "
     if bfloat16:
         policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
     for block in list(blocks(model)):
+        if fill is not None:
+            fill(block)
         fully_shard(block, mesh=own, mp_policy=policy)
+    if fill is not None:
+        fill(model)
     fully_shard(model, mesh=own, mp_policy=policy, ignored_params=heads)
     for module in model.modules():
         if isinstance(module, FSDPModule):

@@ -9,7 +9,7 @@ from typing import Any, Final
 from sightloom import storage
 from sightloom.config import canonical_json, digest, flatten
 from sightloom.errors import SightloomError
-from sightloom.model.load import load
+from sightloom.model.load import VLM, load
 from sightloom.progress import Progress, Step
 from sightloom.tracking import Status, Tracker
 from sightloom.training.checkpoint_store import CheckpointStore
@@ -146,9 +146,12 @@ class StageDriver:
         if self._stage.objective.kind not in ("align", "rm"):  # neither is a model that answers
             metrics |= examiner.ask(vlm, self._stage, self._folder / "evaluation")
             if missing_at_init(self._stage.promote_if, init):
-                init = {**examiner.ask(load(str(self._start.folder)), self._stage, None), **init}
+                init = {**examiner.ask(self._loaded_start(), self._stage, None), **init}
         storage.write(str(done), canonical_json({"metrics": metrics, "init": init}))
         return metrics, init
+
+    def _loaded_start(self) -> VLM:
+        return load(str(self._start.folder), pixels=self._curriculum.model.pixels)
 
     def _report(
         self, trained: dict[str, Any], metrics: dict[str, float], verdicts: list[Verdict], run_id: str
@@ -198,6 +201,7 @@ class StageDriver:
             checkpoint=self._curriculum.checkpoint,
             parallel=self._curriculum.parallel,
             peak_tflops=self._curriculum.tracking.peak_tflops,
+            pixels=self._curriculum.model.pixels,
             info=info,
         )
 

@@ -17,9 +17,8 @@ from typing import Any, Final
 from sightloom import storage
 from sightloom.config import digest, flatten
 from sightloom.data.shards.manifest import read_manifest
-from sightloom.errors import UserMistake
 from sightloom.model.chat import Encoder
-from sightloom.model.load import fetch, load
+from sightloom.model.load import fetch, processor_of
 from sightloom.model.scratch import build_folder
 from sightloom.progress import Progress
 from sightloom.tracking import NullTracker, Status, Tracker
@@ -141,7 +140,7 @@ def _run(
         check_shards(manifest, curriculum.data.checksums, folder, progress)
     starts: dict[str, Start] = {}
     current = _first_start(curriculum, folder, manifests, crew, progress)
-    encoder = Encoder(load(str(current.folder)).processor)
+    encoder = Encoder(processor_of(current.folder, curriculum.model.pixels))
     parts = tuple(
         (uri, str(index_for(manifest, current.folder, encoder, folder, progress)))
         for uri, manifest in manifests.items()
@@ -200,8 +199,6 @@ def _fresh_folder(curriculum: Curriculum, out: Path, manifest_digest: str) -> Pa
 def _given(source: str) -> Start:
     """A model from elsewhere; without a manifest of ours its files' digests stand for it."""
     folder = fetch(source)
-    if folder is None:
-        raise UserMistake(f"'{source}' is a hub id; download it and give the folder")
     if (folder / MANIFEST).is_file():
         return Start(folder, model_digest(folder), {})
     return Start(folder, digest({file.name: storage.sha256_file(file) for file in sorted(folder.iterdir())}), {})

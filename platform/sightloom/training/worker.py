@@ -16,6 +16,7 @@ from sightloom.model.chat import Encoder
 from sightloom.model.heads import ContrastiveHeads, RewardHead, TrainableVLM
 from sightloom.model.load import VLM, load
 from sightloom.model.modules import module_groups
+from sightloom.model.stream import Filler, skeleton
 from sightloom.training.checkpoint import Position
 from sightloom.training.checkpoint_store import CheckpointStore
 from sightloom.training.consumed import ConsumptionLog
@@ -57,6 +58,7 @@ class StageOrder(Frozen):
     info: dict[str, Any]
     parallel: ParallelOptions = ParallelOptions()
     peak_tflops: float | None = None
+    pixels: tuple[int, int] | None = None
 
     @property
     def label(self) -> str:
@@ -80,7 +82,8 @@ def run_stage(
     bfloat16 = stage.precision == "bf16"
     shares = order.parallel.holders(workers.world)
     workers = replace(workers, sharded=shares > 1 or bfloat16)
-    vlm = load(order.start)
+    streamed = workers.sharded and stage.train.lora is None and stage.objective.kind != "rl"  # those need it whole
+    vlm = skeleton(Path(order.start), order.pixels) if streamed else load(order.start, pixels=order.pixels)
     model = _trainable(vlm, order)
     corpus = _corpus(order.parts, order.heldout)
     encoder = Encoder(vlm.processor)
@@ -88,12 +91,17 @@ def run_stage(
     objective = build_objective(stage, corpus, packer, workers, order.seed, vlm, Path(order.folder))
     if order.parallel.recompute:
         vlm.model.gradient_checkpointing_enable({"use_reentrant": False})
-    model.to(workers.device)
+    if not streamed:
+        model.to(workers.device)
+    elif model.heads is not None:
+        model.heads.to(workers.device)
     if order.parallel.compile:
         compile_blocks(model)
     if workers.sharded:
         ensure_group()
-        shard_model(model, order.parallel.copies(workers.world), shares, workers.device, bfloat16)
+        copies = order.parallel.copies(workers.world)
+        fill = Filler(vlm.model, Path(order.start), workers.device) if streamed else None
+        shard_model(model, copies, shares, workers.device, bfloat16, fill)
     groups = module_groups(model)
     if stage.train.lora is not None:
         groups["decoder"] = [name for name in groups["decoder"] if lora.is_adapter(name)]
@@ -121,7 +129,7 @@ def run_stage(
         if workers.sharded:
             weights = gathered(dict(vlm.model.state_dict()))
             if lead:
-                vlm = load(order.start)
+                vlm = load(order.start, pixels=order.pixels)
                 _trainable(vlm, order).vlm.load_state_dict(weights)
         return _finish(order, vlm, model.heads, corpus, metrics, init, totals) if lead else {}
     finally:

@@ -42,7 +42,7 @@ class Packer:
     """Lays documents end to end for one model."""
 
     def __init__(self, encoder: Encoder, config: Any, device: str = "cpu") -> None:
-        self.encoder, self._device = encoder, device
+        self.encoder, self.device = encoder, device
         self._image_token_id = int(config.image_token_id)
         self._merge_size = int(config.vision_config.spatial_merge_size)
 
@@ -50,7 +50,7 @@ class Packer:
         """One pack; without a document a blank one, two tokens that nothing is learnt from."""
         blank = Document(torch.zeros(2, dtype=torch.int64), torch.zeros(2, dtype=torch.bool))
         pack = pack_documents(list(documents) or [blank], self._image_token_id, self._merge_size)
-        return pack if self._device == "cpu" else pack.to(self._device)
+        return pack if self.device == "cpu" else pack.to(self.device)
 
     def render(self, picked: Picked, turns: str, thinking: bool | None) -> Document:
         """A sample as a training document; `thinking` None leaves worked steps out, as does False."""

@@ -1,12 +1,11 @@
 """Direct preference optimisation: the chosen answer gains on the rejected one against a frozen copy of the start."""
 
-import copy
 from typing import Any
 
 import torch
 
 from sightloom.model.heads import TrainableVLM
-from sightloom.model.load import VLM
+from sightloom.model.load import VLM, load
 from sightloom.objectives.preference import dpo_loss, ipo_loss, preference_margin
 from sightloom.training.corpus import Corpus
 from sightloom.training.curriculum import Stage
@@ -18,13 +17,14 @@ from sightloom.training.tasks.pairs import Compared, ComparedBatch
 
 
 class Dpo(Compared):
-    """The reference is copied when the objective is made, before a checkpoint is read: it is the stage's start."""
+    """The reference is the model that the stage starts from, read once more."""
 
     def __init__(
         self, options: DpoObjective, stage: Stage, corpus: Corpus, packer: Packer, workers: Workers, seed: int, vlm: VLM
     ) -> None:
         self._options = options
-        self._reference = TrainableVLM(copy.deepcopy(vlm.model)).eval().requires_grad_(False)
+        reference = load(str(vlm.folder), device=packer.device).model
+        self._reference = TrainableVLM(reference).eval().requires_grad_(False)
         super().__init__(options.reasoning, False, stage, corpus, packer, workers, seed)
 
     def loss(self, model: Any, batch: ComparedBatch, counts: dict[str, float]) -> Loss:
