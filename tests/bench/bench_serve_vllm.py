@@ -115,22 +115,21 @@ async def measure(side: Side, urls: Sequence[str], clients: int, count: int) -> 
     return Measured(count * TOKENS / took, statistics.median(totals) * 1000, statistics.median(firsts) * 1000)
 
 
-def server_below(pid: int) -> tuple[str, str]:
-    """Socket and key of the vLLM server that a process has started, from /proc."""
+def server_of(folder: Path) -> tuple[str, str]:
+    """Socket and key of the vLLM server of a model folder, from /proc."""
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
             continue
         try:
             words = (entry / "cmdline").read_text().split("\0")
-            if "vllm.entrypoints.openai.api_server" not in words or "-I" in words:
+            if "-I" in words or "--uds" not in words or str(folder.resolve()) not in words:
                 continue
             pairs = dict(pair.partition("=")[::2] for pair in (entry / "environ").read_text().split("\0"))
-            session = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[3])
         except OSError:
             continue
-        if session > pid and "VLLM_API_KEY" in pairs:
+        if "VLLM_API_KEY" in pairs:
             return words[words.index("--uds") + 1], pairs["VLLM_API_KEY"]
-    raise RuntimeError("no vLLM server below the endpoint")
+    raise RuntimeError("no vLLM server of this model")
 
 
 def start(folder: Path, on: str, scratch: str) -> tuple["subprocess.Popen[str]", str]:
@@ -196,7 +195,7 @@ def main() -> None:
         folder = given.model or build_folder("nano", [QUESTION] * 8, Path(scratch) / "nano", seed=1)
         process, address = start(folder, given.on, scratch)
         try:
-            uds, key = server_below(process.pid)
+            uds, key = server_of(folder)
             off = {"model": "sightloom", "reasoning_effort": "none"}
             ours = Side("ours", lambda: aiohttp.TCPConnector(limit=0), f"{address}/", "none", off)
             closed = {"model": "engine", "chat_template_kwargs": {"enable_thinking": False}}
