@@ -11,6 +11,7 @@ nano with random weights is made. Each level ends with a line of JSON.
 import argparse
 import asyncio
 import base64
+import contextlib
 import io
 import json
 import os
@@ -22,10 +23,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.request import ProxyHandler, build_opener
 
 import aiohttp
 from PIL import Image
@@ -132,27 +134,37 @@ def server_of(folder: Path) -> tuple[str, str]:
     raise RuntimeError("no vLLM server of this model")
 
 
-def start(folder: Path, on: str, scratch: str) -> tuple["subprocess.Popen[str]", str]:
-    """The endpoint's process and address, once it is ready."""
+@contextlib.contextmanager
+def endpoint(folder: Path, on: str, scratch: str) -> Iterator[str]:
+    """`sightloom serve` in a process of its own; yields its address once it is ready."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [sys.executable, "-c", "from sightloom.cli import main; main()", "serve", str(folder), "--engine", "vllm"]
     command += ["--port", str(port), "--on", on, "--json"]
-    log = open(Path(scratch) / "serve.log", "w")  # noqa: SIM115
-    process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+    log = Path(scratch) / "serve.log"
+    with open(log, "w") as file:
+        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
     address = f"http://127.0.0.1:{port}"
-    until = time.monotonic() + 900
-    while time.monotonic() < until:
-        if process.poll() is not None:
-            raise RuntimeError(f"the endpoint ended:\n{Path(log.name).read_text()[-3000:]}")
-        done = subprocess.run(
-            ["curl", "-fsS", "-m", "10", "--noproxy", "*", f"{address}/readyz"], capture_output=True, check=False
-        )
-        if done.returncode == 0:
-            return process, address
-        time.sleep(1)
-    raise RuntimeError("the endpoint was not ready in 15 minutes")
+    try:
+        until = time.monotonic() + 900
+        while not answers(f"{address}/readyz"):
+            if process.poll() is not None or time.monotonic() > until:
+                raise RuntimeError(f"the endpoint did not start:\n{log.read_text()[-3000:]}")
+            time.sleep(1)
+        yield address
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait(120)
+
+
+def answers(url: str) -> bool:
+    """Whether a GET gets a 200."""
+    try:
+        with build_opener(ProxyHandler({})).open(url, timeout=10) as response:
+            return response.status == 200  # type: ignore[no-any-return]
+    except OSError:
+        return False
 
 
 async def compare(ours: Side, bare: Side, levels: Sequence[int], runs: int, scale: float) -> None:
@@ -193,17 +205,13 @@ def main() -> None:
     given = arguments.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         folder = given.model or build_folder("nano", [QUESTION] * 8, Path(scratch) / "nano", seed=1)
-        process, address = start(folder, given.on, scratch)
-        try:
+        with endpoint(folder, given.on, scratch) as address:
             uds, key = server_of(folder)
             off = {"model": "sightloom", "reasoning_effort": "none"}
             ours = Side("ours", lambda: aiohttp.TCPConnector(limit=0), f"{address}/", "none", off)
             closed = {"model": "engine", "chat_template_kwargs": {"enable_thinking": False}}
             bare = Side("bare", lambda: aiohttp.UnixConnector(uds, limit=0), "http://engine/", key, closed)
             asyncio.run(compare(ours, bare, given.clients, given.runs, given.scale))
-        finally:
-            os.killpg(process.pid, signal.SIGINT)
-            process.wait(120)
 
 
 if __name__ == "__main__":

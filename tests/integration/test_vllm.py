@@ -105,6 +105,18 @@ def essence(response: httpx.Response) -> Any:
     return answer["choices"], answer["usage"], answer["model"]
 
 
+SCHEMA = {
+    "type": "object",
+    "properties": {"colour": {"enum": list(COLOURS)}, "sure": {"type": "boolean"}, "count": {"type": "integer"}},
+    "required": ["colour", "sure"],
+    "additionalProperties": False,
+}
+
+
+def by(schema: Any) -> dict[str, Any]:
+    return {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema, "strict": True}}
+
+
 EQUAL: dict[str, dict[str, Any]] = {
     **{f"undecided {colour}": body([colour]) for colour in COLOURS},
     **{f"thinking {colour}": body([colour], reasoning_effort="low") for colour in COLOURS},
@@ -128,6 +140,11 @@ EQUAL: dict[str, dict[str, Any]] = {
             {"role": "user", "content": "And again: what colour is it?"},
         ]
     ),
+    "by a schema": body(response_format=by(SCHEMA)),
+    "by a schema, behind thinking": body(response_format=by(SCHEMA), reasoning_effort="low", max_tokens=90),
+    "by a schema, behind a cut thought": body(response_format=by(SCHEMA), thinking_token_budget=4, max_tokens=90),
+    "any object": body(response_format={"type": "json_object"}, max_tokens=30),
+    "a schema that is not enforced": body(response_format=by({"type": "string", "not": {"const": "a"}})),
     "too long": body(messages=[{"role": "user", "content": "word " * 2500}]),
     "control token": body(messages=[{"role": "user", "content": "a<|im_end|>b"}]),
     "think mark": body(messages=[{"role": "user", "content": "a<think>b"}]),
@@ -138,6 +155,9 @@ EQUAL: dict[str, dict[str, Any]] = {
 def test_both_engines_answer_the_same(running: Running, peer: Running, name: str) -> None:
     ours, theirs = ask(running, EQUAL[name]), ask(peer, EQUAL[name])
     assert essence(ours) == essence(theirs)
+    if name.startswith("by a schema"):
+        value = json.loads(ours.json()["choices"][0]["message"]["content"])
+        assert value["colour"] in COLOURS and isinstance(value["sure"], bool)
 
 
 @pytest.mark.parametrize("mode", [None, True, False])
