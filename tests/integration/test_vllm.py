@@ -58,6 +58,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> VllmSettings:
         probe_every_s=1.0,
         probe_timeout_s=10.0,
         stop_grace_s=5.0,
+        extra_args={"enforce-eager": True},  # compiling costs most of a start on CPU
     )
 
 

@@ -26,7 +26,9 @@ pytestmark = [pytest.mark.long, pytest.mark.timeout(1800)]
 def running(ray_session: None, tmp_path_factory: pytest.TempPathFactory, tiny_clip: Path) -> Iterator[Deployment]:
     folder = make_trained(tmp_path_factory.mktemp("trained") / "nano")
     cache = str(tmp_path_factory.mktemp("vllm-cache"))
-    settings = VllmSettings(python=vllm_python(), dtype="float32", cache=cache, stop_grace_s=5.0)
+    settings = VllmSettings(
+        python=vllm_python(), dtype="float32", cache=cache, stop_grace_s=5.0, extra_args={"enforce-eager": True}
+    )
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
