@@ -11,6 +11,7 @@ nano with random weights is made. Each level ends with a line of JSON.
 import argparse
 import asyncio
 import base64
+import contextlib
 import io
 import json
 import os
@@ -22,10 +23,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.request import ProxyHandler, build_opener
 
 import aiohttp
 from PIL import Image
@@ -115,45 +117,54 @@ async def measure(side: Side, urls: Sequence[str], clients: int, count: int) -> 
     return Measured(count * TOKENS / took, statistics.median(totals) * 1000, statistics.median(firsts) * 1000)
 
 
-def server_below(pid: int) -> tuple[str, str]:
-    """Socket and key of the vLLM server that a process has started, from /proc."""
+def server_of(folder: Path) -> tuple[str, str]:
+    """Socket and key of the vLLM server of a model folder, from /proc."""
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
             continue
         try:
             words = (entry / "cmdline").read_text().split("\0")
-            if "vllm.entrypoints.openai.api_server" not in words or "-I" in words:
+            if "-I" in words or "--uds" not in words or str(folder.resolve()) not in words:
                 continue
             pairs = dict(pair.partition("=")[::2] for pair in (entry / "environ").read_text().split("\0"))
-            session = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[3])
         except OSError:
             continue
-        if session > pid and "VLLM_API_KEY" in pairs:
+        if "VLLM_API_KEY" in pairs:
             return words[words.index("--uds") + 1], pairs["VLLM_API_KEY"]
-    raise RuntimeError("no vLLM server below the endpoint")
+    raise RuntimeError("no vLLM server of this model")
 
 
-def start(folder: Path, on: str, scratch: str) -> tuple["subprocess.Popen[str]", str]:
-    """The endpoint's process and address, once it is ready."""
+@contextlib.contextmanager
+def endpoint(folder: Path, on: str, scratch: str) -> Iterator[str]:
+    """`sightloom serve` in a process of its own; yields its address once it is ready."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [sys.executable, "-c", "from sightloom.cli import main; main()", "serve", str(folder), "--engine", "vllm"]
     command += ["--port", str(port), "--on", on, "--json"]
-    log = open(Path(scratch) / "serve.log", "w")  # noqa: SIM115
-    process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+    log = Path(scratch) / "serve.log"
+    with open(log, "w") as file:
+        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
     address = f"http://127.0.0.1:{port}"
-    until = time.monotonic() + 900
-    while time.monotonic() < until:
-        if process.poll() is not None:
-            raise RuntimeError(f"the endpoint ended:\n{Path(log.name).read_text()[-3000:]}")
-        done = subprocess.run(
-            ["curl", "-fsS", "-m", "10", "--noproxy", "*", f"{address}/readyz"], capture_output=True, check=False
-        )
-        if done.returncode == 0:
-            return process, address
-        time.sleep(1)
-    raise RuntimeError("the endpoint was not ready in 15 minutes")
+    try:
+        until = time.monotonic() + 900
+        while not answers(f"{address}/readyz"):
+            if process.poll() is not None or time.monotonic() > until:
+                raise RuntimeError(f"the endpoint did not start:\n{log.read_text()[-3000:]}")
+            time.sleep(1)
+        yield address
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait(120)
+
+
+def answers(url: str) -> bool:
+    """Whether a GET gets a 200."""
+    try:
+        with build_opener(ProxyHandler({})).open(url, timeout=10) as response:
+            return response.status == 200  # type: ignore[no-any-return]
+    except OSError:
+        return False
 
 
 async def compare(ours: Side, bare: Side, levels: Sequence[int], runs: int, scale: float) -> None:
@@ -194,17 +205,13 @@ def main() -> None:
     given = arguments.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         folder = given.model or build_folder("nano", [QUESTION] * 8, Path(scratch) / "nano", seed=1)
-        process, address = start(folder, given.on, scratch)
-        try:
-            uds, key = server_below(process.pid)
+        with endpoint(folder, given.on, scratch) as address:
+            uds, key = server_of(folder)
             off = {"model": "sightloom", "reasoning_effort": "none"}
             ours = Side("ours", lambda: aiohttp.TCPConnector(limit=0), f"{address}/", "none", off)
             closed = {"model": "engine", "chat_template_kwargs": {"enable_thinking": False}}
             bare = Side("bare", lambda: aiohttp.UnixConnector(uds, limit=0), "http://engine/", key, closed)
             asyncio.run(compare(ours, bare, given.clients, given.runs, given.scale))
-        finally:
-            os.killpg(process.pid, signal.SIGINT)
-            process.wait(120)
 
 
 if __name__ == "__main__":

@@ -8,9 +8,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import openai
 import pytest
 
+from sightloom.serving.clip import ClipModel, ClipSettings
 from sightloom.serving.deploy import Deployment, deploy, shutdown
 from sightloom.serving.engines.vllm_server import VllmSettings
 
@@ -21,14 +23,17 @@ pytestmark = [pytest.mark.long, pytest.mark.timeout(1800)]
 
 
 @pytest.fixture(scope="module")
-def running(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+def running(ray_session: None, tmp_path_factory: pytest.TempPathFactory, tiny_clip: Path) -> Iterator[Deployment]:
     folder = make_trained(tmp_path_factory.mktemp("trained") / "nano")
     cache = str(tmp_path_factory.mktemp("vllm-cache"))
-    settings = VllmSettings(python=vllm_python(), dtype="float32", cache=cache, stop_grace_s=5.0)
+    settings = VllmSettings(
+        python=vllm_python(), dtype="float32", cache=cache, stop_grace_s=5.0, extra_args={"enforce-eager": True}
+    )
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    yield deploy(folder, "sightloom", "7", port, settings=settings)
+    clips = {"tiny": ClipSettings(model=f"local-dir:{tiny_clip}")}
+    yield deploy(folder, "sightloom", "7", port, settings=settings, clips=clips)
     shutdown()
 
 
@@ -69,6 +74,16 @@ def test_the_official_client_is_answered_by_vllm_through_the_handle(client: open
     assert reply.system_fingerprint is not None and reply.system_fingerprint.endswith("-vllm")
     assert reply.usage is not None and reply.usage.completion_tokens_details is not None
     assert reply.usage.completion_tokens_details.reasoning_tokens == 27
+
+
+def test_an_open_clip_model_beside_it_embeds_in_batches(client: openai.OpenAI, tiny_clip: Path) -> None:
+    texts = [f"a picture of {number} circles" for number in range(40)]
+    reply = client.embeddings.create(model="tiny", input=texts)
+    features = ClipModel(ClipSettings(model=f"local-dir:{tiny_clip}")).features(texts)
+    for one, feature in zip(reply.data, features, strict=True):
+        np.testing.assert_allclose(one.embedding, feature.vector_D, atol=1e-4)  # fp32, batches of other sizes
+    with pytest.raises(openai.NotFoundError):
+        client.embeddings.create(model="other", input="a")
 
 
 def test_a_killed_replica_takes_its_vllm_with_it_and_is_replaced(client: openai.OpenAI) -> None:

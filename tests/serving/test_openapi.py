@@ -95,7 +95,7 @@ def test_with_a_key_everything_that_happens_is_described(described: Any, path: s
     try_out(described, path, method, POSITIVE, run)
 
 
-@every
+@pytest.mark.parametrize(("path", "method"), [one for one in OPERATIONS if one[1] == "POST"])
 def test_what_the_description_forbids_is_refused(described: Any, path: str, method: str) -> None:
     def run(case: schemathesis.Case) -> None:
         checks = [*CHECKS, negative_data_rejection]

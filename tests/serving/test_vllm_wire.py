@@ -12,15 +12,18 @@ from pydantic import ValidationError
 from sightloom.errors import UserMistake
 from sightloom.serving.engines.base import EngineRequest, Sampling, Thinking, Turn
 from sightloom.serving.engines.choice import ENGINE_SETTINGS
+from sightloom.serving.engines.split import Splitter
 from sightloom.serving.engines.transformers import TransformersSettings
 from sightloom.serving.engines.vllm_server import VllmSettings, command, environment, find_python
 from sightloom.serving.engines.vllm_wire import (
     Events,
+    Reply,
     Vocabulary,
     body_of,
     longest_prompt,
     read_vocabulary,
     refusal,
+    singly,
 )
 from sightloom.serving.errors import EngineDied
 
@@ -148,3 +151,39 @@ def test_the_server_gets_what_it_needs_and_no_secret(nano_folder: Path, words: V
 def test_an_interpreter_that_is_none_is_said_before_anything_starts(tmp_path: Path) -> None:
     with pytest.raises(UserMistake, match="no interpreter"):
         find_python(VllmSettings(python=str(tmp_path / "python")))
+
+
+def reply_of(words: Vocabulary) -> Reply:
+    return Reply(Splitter(words.decode, words.marks, False, 100, words.ends), words.image, 0.0)
+
+
+def chunk(tokens: list[int], finish: str | None = None) -> dict[str, Any]:
+    return {"choices": [{"index": 0, "delta": {}, "token_ids": tokens, "finish_reason": finish}]}
+
+
+def test_a_reply_s_usage_comes_first_and_its_finish_last(words: Vocabulary) -> None:
+    reply, tokens = reply_of(words), list(words.tokenizer.encode("three circles").ids)
+    assert words.image is not None
+    opening = {"choices": [{"index": 0, "finish_reason": None}], "prompt_token_ids": [1, words.image, words.image, 2]}
+    first = reply.push([opening, chunk(tokens[:1])])
+    assert first is not None and first.usage is not None and (first.usage.prompt, first.usage.image) == (4, 2)
+    assert reply.push([chunk(tokens[1:], "length")]) is not None
+    totals = {"choices": [], "usage": {"prompt_tokens_details": {"cached_tokens": 3}}, "metrics": {"queue_time_ms": 20}}
+    last = reply.push([totals])
+    assert last is not None and last.finish == "length" and last.thinking == "off"
+    assert last.usage is not None and last.usage.cached == 3
+    assert last.timing is not None and last.timing.queue_s == pytest.approx(0.02)
+    assert reply.num_tokens == len(tokens)
+
+
+@pytest.mark.parametrize("fault", [{"error": {"message": "EngineCore encountered an issue"}}, chunk([], "abort")])
+def test_a_stream_that_the_server_gives_up_is_an_engine_that_died(words: Vocabulary, fault: dict[str, Any]) -> None:
+    with pytest.raises(EngineDied):
+        reply_of(words).push([fault])
+
+
+def test_joined_tokens_are_taken_one_by_one_where_a_stop_string_is_looked_for() -> None:
+    parts = list(singly([chunk([5, 6, 7], "stop"), chunk([8]), {"choices": []}]))
+    assert [part[0]["choices"][0]["token_ids"] for part in parts[:4]] == [[5], [6], [7], [8]]
+    assert [part[0]["choices"][0]["finish_reason"] for part in parts[:4]] == [None, None, "stop", None]
+    assert parts[4] == [{"choices": []}]

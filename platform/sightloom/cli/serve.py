@@ -53,6 +53,7 @@ def register(app: typer.Typer) -> None:
         engine_arg: Annotated[
             list[str] | None, typer.Option(help="An option of vLLM, e.g. tensor-parallel-size=2; may be repeated.")
         ] = None,
+        engine_gpus: Annotated[float, typer.Option(help="GPUs that vLLM's replica reserves with --on ray.", min=0)] = 0,
         clip: Annotated[
             list[str] | None,
             typer.Option(help="NAME=local-dir:FOLDER or NAME=MODEL,PRETRAINED: an open_clip model for embeddings."),
@@ -70,7 +71,7 @@ def register(app: typer.Typer) -> None:
         if on not in ("process", "ray"):
             raise UserMistake(f"--on {on} is not known", "use --on process or --on ray")
         endpoint = EndpointConfig(keys=keys, media=MediaLimits(allow_domains=tuple(allow_domain or ())))
-        settings = engine_settings(engine, engine_python, engine_key, engine_arg or [], dtype, device)
+        settings = engine_settings(engine, engine_python, engine_key, engine_arg or [], engine_gpus, dtype, device)
         clips = clip_settings(clip or [])
         check_host(host, endpoint)
         check_port(host, port)
@@ -95,7 +96,7 @@ def register(app: typer.Typer) -> None:
 
 
 def engine_settings(
-    engine: str, python: str | None, key_file: str | None, extra: list[str], dtype: str, device: str
+    engine: str, python: str | None, key_file: str | None, extra: list[str], gpus: float, dtype: str, device: str
 ) -> TransformersSettings | VllmSettings:
     """The engine's settings from the command line.
 
@@ -103,10 +104,10 @@ def engine_settings(
         UserMistake: options that do not belong together, or an unknown one.
     """
     if engine == "transformers":
-        if python or key_file or extra:
-            raise UserMistake("--engine-python, --engine-key and --engine-arg belong to vLLM", "add --engine vllm")
+        if python or key_file or extra or gpus:
+            raise UserMistake("--engine-python, -key, -arg and -gpus belong to vLLM", "add --engine vllm")
         return TransformersSettings(dtype=dtype, device=device)
-    given: dict[str, Any] = {"kind": engine, "dtype": dtype, "python": python}
+    given: dict[str, Any] = {"kind": engine, "dtype": dtype, "python": python, "num_gpus": gpus}
     if engine.startswith(("http://", "https://")):
         given |= {"kind": "vllm", "url": engine, "key_file": key_file}
     elif engine != "vllm":

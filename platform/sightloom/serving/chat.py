@@ -97,25 +97,28 @@ class Chat:
     ) -> AsyncIterator[bytes]:
         options = chat.stream_options
         continuous = options is not None and options.continuous_usage_stats
+        # What is there at once is sent at once: a message to the socket costs more than an event.
+        ready = [sse.event(head.opening(index)) for index in range(chat.n)]
         try:
-            for index in range(chat.n):
-                yield sse.event(head.opening(index))
             piece = first
             try:
                 while True:
                     if piece is None:
-                        yield sse.KEEP_ALIVE
+                        ready.append(sse.KEEP_ALIVE)
                     else:
                         tally.add(piece)
-                        for chunk in head.pieces(piece, tally.usage() if continuous else None):
-                            yield sse.event(chunk)
+                        chunks = head.pieces(piece, tally.usage() if continuous else None)
+                        ready.extend(sse.event(chunk) for chunk in chunks)
+                    if ready and samples.idle:
+                        yield b"".join(ready)
+                        ready.clear()
                     piece = await samples.next(self._keep_alive_s)
             except StopAsyncIteration:
                 if options is not None and options.include_usage:
-                    yield sse.event(head.chunk([], tally.usage()))
+                    ready.append(sse.event(head.chunk([], tally.usage())))
             except ApiError as error:
-                yield sse.event(error.body)
-            yield sse.DONE
+                ready.append(sse.event(error.body))
+            yield b"".join([*ready, sse.DONE])
         finally:
             visit.num_tokens = tally.total
             await samples.close()
