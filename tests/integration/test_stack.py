@@ -223,6 +223,7 @@ def test_the_whole_chain_runs_as_jobs_and_the_endpoint_answers(whole: Stack, tin
 
     experiments = {one.name for one in MlflowClient(whole.tracking).search_experiments()}
     assert {"curation", "sightloom", "gates"} <= experiments
+    _logs_are_kept(MlflowClient(whole.tracking), ("curate-demo", "train-nano", "evaluate-nano", "release-nano"))
     files = s3fs.S3FileSystem().find("mlflow")
     assert any(name.endswith("model.safetensors") for name in files), files[:20]
 
@@ -232,6 +233,17 @@ def test_the_whole_chain_runs_as_jobs_and_the_endpoint_answers(whole: Stack, tin
     print(f"\nwhole chain {time.monotonic() - began:.0f} s; package {size / 1e6:.2f} MB (target 2)")
     print("submit to running: " + ", ".join(f"{name} {took:.1f} s" for name, took in running.items()))
     assert size <= PACKAGE_BYTES
+
+
+def _logs_are_kept(client: MlflowClient, jobs: tuple[str, ...]) -> None:
+    """Every job that ended has a run of its own name with what its driver wrote."""
+    for job in jobs:
+        experiment = client.get_experiment_by_name(job)
+        assert experiment is not None, job
+        (run,) = client.search_runs([experiment.experiment_id])
+        assert run.info.run_name.startswith(f"{job}-") and run.info.status == "FINISHED"
+        log = Path(client.download_artifacts(run.info.run_id, "driver.log"))
+        assert log.read_text() and "AWS_SECRET" not in log.read_text()
 
 
 def _wait_ready(stack: Stack) -> None:
