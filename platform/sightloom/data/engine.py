@@ -52,9 +52,14 @@ def _run(prepared: Prepared, missing: Sequence[Job], careful: bool) -> Iterator[
     rows.context.issue_detectors_config.detectors = []
     with warnings.catch_warnings():  # Ray 2.60 has no other way to say max_retries, and warns that this one will go
         warnings.simplefilter("ignore", DeprecationWarning)
-        rows = rows.flat_map(read, num_cpus=READ_CPUS, max_retries=2)
+        decode = prepared.recipe.score.workers.decode_resources or None
+        rows = rows.flat_map(read, num_cpus=READ_CPUS, max_retries=2, resources=decode)
         rows = rows.map(
-            measure_chunk, fn_kwargs={"plan": plan, "careful": careful}, num_cpus=MEASURE_CPUS, max_retries=2
+            measure_chunk,
+            fn_kwargs={"plan": plan, "careful": careful},
+            num_cpus=MEASURE_CPUS,
+            max_retries=2,
+            resources=decode,
         )
     if prepared.specs:
         gpus, actors = scorers(prepared)
@@ -67,6 +72,7 @@ def _run(prepared: Prepared, missing: Sequence[Job], careful: bool) -> Iterator[
             compute=ray.data.ActorPoolStrategy(size=actors),
             num_cpus=EMBED_CPUS,
             num_gpus=1 if gpus else None,
+            resources=prepared.recipe.score.workers.scorer_resources or None,
         )  # fmt: skip
     for row in rows.iter_rows():
         yield json.loads(row["header"])

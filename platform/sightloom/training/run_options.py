@@ -42,6 +42,7 @@ class RayOptions(Frozen):
     workers: Annotated[int, Field(ge=0)] = 1
     threads: Count = 1
     max_failures: Annotated[int, Field(ge=0)] = 8
+    resources: dict[str, float] = Field(default_factory=dict)  # Ray's custom ones, that a worker takes of its node
 
 
 class ParallelOptions(Frozen):

@@ -136,7 +136,9 @@ class Crew:
 
     def _fit(self) -> None:
         scaling = ray.train.ScalingConfig(
-            num_workers=self._options.workers, resources_per_worker={"CPU": 1}, use_gpu=False
+            num_workers=self._options.workers,
+            resources_per_worker={"CPU": 1, **self._options.resources},
+            use_gpu=False,
         )
         run = ray.train.RunConfig(
             name=self._name,
