@@ -1,6 +1,7 @@
 """A Ray of several nodes on one machine: each node has its processes and, where allowed, its network namespace."""
 
 import contextlib
+import json
 import os
 import subprocess
 import sys
@@ -54,19 +55,9 @@ class Nodes:
         return JobsApi(Cluster(address=self.address), self.token.read_text())
 
     def start(self) -> None:
-        gcs, dashboard, *_ = self._ports[self.head.name]
-        for node in self.nodes.values():
-            _, _, agent, client = self._ports[node.name]
-            words = ["--block", f"--node-ip-address={node.ip}", f"--num-cpus={node.cpus}", "--disable-usage-stats",
-                     "--object-store-memory=100000000", f"--dashboard-agent-listen-port={agent}",
-                     f"--resources={_json(node.resources)}"]  # fmt: skip
-            if node is self.head:
-                words += ["--head", f"--port={gcs}", f"--dashboard-host={node.ip}", f"--dashboard-port={dashboard}",
-                          f"--ray-client-server-port={client}", f"--temp-dir={self._temp}"]  # fmt: skip
-            else:
-                words += [f"--address={self.head.ip}:{gcs}"]
-            self._spawn(node, words)
-            self._wait(1 + list(self.nodes).index(node.name))
+        for number, node in enumerate(self.nodes.values()):
+            self._spawn(node)
+            self._wait(number + 1)
 
     def kill(self, name: str) -> None:
         """Every process of a node at once, without a word."""
@@ -77,13 +68,7 @@ class Nodes:
             process.kill()
 
     def restart(self, name: str) -> None:
-        node = self.nodes[name]
-        gcs, *_ = self._ports[self.head.name]
-        agent = self._ports[name][2]
-        words = ["--block", f"--node-ip-address={node.ip}", f"--num-cpus={node.cpus}", "--disable-usage-stats",
-                 "--object-store-memory=100000000", f"--dashboard-agent-listen-port={agent}",
-                 f"--resources={_json(node.resources)}", f"--address={self.head.ip}:{gcs}"]  # fmt: skip
-        self._spawn(node, words)
+        self._spawn(self.nodes[name])
         self._wait(len(self.nodes))
 
     def node_of(self, ip: str) -> str:
@@ -97,7 +82,22 @@ class Nodes:
         subprocess.run(["ip", "link", "del", self._bridge], check=False, capture_output=True)
         subprocess.run(["rm", "-rf", self._temp], check=False)
 
-    def _spawn(self, node: Node, words: list[str]) -> None:
+    def _words(self, node: Node) -> list[str]:
+        gcs, dashboard, *_ = self._ports[self.head.name]
+        _, _, agent, client = self._ports[node.name]
+        words = [
+            "--block", f"--node-ip-address={node.ip}", f"--num-cpus={node.cpus}", "--disable-usage-stats",
+            "--object-store-memory=100000000", f"--dashboard-agent-listen-port={agent}",
+            f"--resources={json.dumps(dict(node.resources))}", f"--temp-dir={self._temp}/{node.name}",
+        ]  # fmt: skip
+        if node is not self.head:
+            return [*words, f"--address={self.head.ip}:{gcs}"]
+        return [
+            *words, "--head", f"--port={gcs}", f"--dashboard-host={node.ip}", f"--dashboard-port={dashboard}",
+            f"--ray-client-server-port={client}",
+        ]  # fmt: skip
+
+    def _spawn(self, node: Node) -> None:
         environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "RAY_ADDRESS")}
         environment |= {
             "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self.token), "SPT_NOENV": "1",
@@ -107,7 +107,7 @@ class Nodes:
         }  # fmt: skip
         with open(self._folder / f"{node.name}.log", "ab") as log:
             subprocess.Popen(
-                [*node.inside, sys.executable, "-m", "ray.scripts.scripts", "start", *words],
+                [*node.inside, sys.executable, "-m", "ray.scripts.scripts", "start", *self._words(node)],
                 cwd=self._folder, env=environment, stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
 
@@ -161,12 +161,6 @@ class Nodes:
         ):
             subprocess.run(["ip", *command], check=True, capture_output=True)
         return Node(name, ip, cpus, resources, ("ip", "netns", "exec", space))
-
-
-def _json(resources: Mapping[str, float]) -> str:
-    import json
-
-    return json.dumps(dict(resources))
 
 
 @contextlib.contextmanager
