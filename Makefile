@@ -41,6 +41,9 @@ test: check infra-tools ## every check and every test that takes seconds
 test-long: readers vllm ## the tests that take minutes
 	$(BIN)/python -m pytest -m long --timeout 1800 $(TESTS)
 
+stack-test: .venv/.dev ## curate, train, evaluate, release and serve as jobs on a local stack with Postgres and S3 (about 10 minutes)
+	$(BIN)/python -m pytest -m long --timeout 1800 -s tests/integration/test_stack.py
+
 bench: readers vllm ## the programs of tests/bench, each a ratio measured side by side in one run
 	@for program in tests/bench/bench_*.py; do echo "# $$program"; $(BIN)/python $$program || exit 1; done
 

@@ -46,7 +46,7 @@ def problems(resource: dict[str, Any]) -> list[str]:
 def test_every_job_is_valid_with_its_config_and_has_words_for_ray(path: Path) -> None:
     spec = read_job(path, root=ROOT)
     body = json.loads(render(spec, "ray-jobs", Placed("gcs://a.zip", ("gcs://b.zip",))))
-    assert body["entrypoint"].startswith(f"python pipelines/{spec.kind}.py ")
+    assert f" -- python pipelines/{spec.kind}.py " in body["entrypoint"]
     assert (ROOT / "pipelines" / f"{spec.kind}.py").is_file()
 
 

@@ -30,6 +30,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "train": ("train", "Train a model through the stages of a curriculum."),
     "merge": ("merge", "Merge models that were trained from one start into one."),
     "evaluate": ("evaluate", "Ask a model the held-out questions of a suite, per domain."),
+    "register": ("register", "Make an exported model a version in MLflow."),
     "promote": ("release", "Let a registered version become champion, if it passes the gate."),
     "rollback": ("release", "Make the previous champion the champion again."),
     "history": ("release", "Show who promoted what, when and why."),

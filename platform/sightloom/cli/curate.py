@@ -55,7 +55,13 @@ def register(app: typer.Typer) -> None:
         single_writer: Alone = False,
         ray: Ray = LOCAL,
         store: Annotated[
-            str | None, typer.Option("--store", help="MLflow store that the run is logged to.", show_default="none")
+            str | None,
+            typer.Option(
+                "--store",
+                envvar="MLFLOW_TRACKING_URI",
+                help="MLflow store that the run is logged to.",
+                show_default="none",
+            ),
         ] = None,
         as_json: AsJson = False,
     ) -> None:

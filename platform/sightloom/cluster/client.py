@@ -150,13 +150,22 @@ class JobsApi:
         return self.get(id)
 
     def growing(self, id: str, pause_s: float) -> Iterator[str]:
-        """A job's log as it grows, in parts (empty ones where nothing came), until the job ends."""
-        seen = 0
+        """A job's log as it grows, in parts (empty ones where nothing came), until the job ends.
+
+        A log that cannot be read (it lies on the driver's node, which may be dying) is said once and does not end it.
+        """
+        seen, told = 0, False
         while True:
             done = self.get(id).done  # asked first: what it wrote last is read after it ended
-            text = self.logs(id)
-            yield text[seen:]
-            seen = max(seen, len(text))
+            try:
+                text = self.logs(id)
+                yield text[seen:]
+                seen = max(seen, len(text))
+            except UserMistake:
+                raise
+            except SightloomError as error:
+                yield "" if told else f"the log cannot be read, its node may be gone: {error.message}\n"
+                told = True
             if done:
                 return
             time.sleep(pause_s)

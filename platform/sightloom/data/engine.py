@@ -59,9 +59,20 @@ def _run(prepared: Prepared, missing: Sequence[Job], careful: bool) -> Iterator[
     at_once = max(1, min(len(missing), cores // 2))  # more readers would only be more processes to hold in memory
     with warnings.catch_warnings():  # Ray 2.60 has no other way to say max_retries, and warns that this one will go
         warnings.simplefilter("ignore", DeprecationWarning)
-        rows = rows.flat_map(read, compute=ray.data.TaskPoolStrategy(size=at_once), num_cpus=READ_CPUS, max_retries=2)
+        decode = prepared.recipe.score.workers.decode_resources or None
+        rows = rows.flat_map(
+            read,
+            compute=ray.data.TaskPoolStrategy(size=at_once),
+            num_cpus=READ_CPUS,
+            max_retries=2,
+            resources=decode,
+        )
         rows = rows.map(
-            measure_chunk, fn_kwargs={"plan": plan, "careful": careful}, num_cpus=MEASURE_CPUS, max_retries=2
+            measure_chunk,
+            fn_kwargs={"plan": plan, "careful": careful},
+            num_cpus=MEASURE_CPUS,
+            max_retries=2,
+            resources=decode,
         )
     if prepared.specs:
         gpus, actors = scorers(prepared)
@@ -73,6 +84,7 @@ def _run(prepared: Prepared, missing: Sequence[Job], careful: bool) -> Iterator[
             compute=ray.data.ActorPoolStrategy(size=actors),
             num_cpus=EMBED_CPUS,
             num_gpus=1 if gpus else None,
+            resources=prepared.recipe.score.workers.scorer_resources or None,
         )  # fmt: skip
     try:
         for row in rows.iter_rows():

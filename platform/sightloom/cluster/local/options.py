@@ -49,6 +49,8 @@ class StackOptions(Frozen):
 
     def backend(self, folder: Path) -> str:
         """The address of MLflow's database."""
+        if self.database.startswith("postgresql://"):  # SQLAlchemy's own choice of a driver changed with 2.1
+            return self.database.replace("postgresql://", "postgresql+psycopg2://", 1)
         return self.database or f"sqlite:///{folder / 'mlflow.db'}"
 
     def destination(self, folder: Path) -> str:

@@ -99,6 +99,10 @@ class Workers(Frozen):
     scorers: int | Literal["auto"] = "auto"
     threads: int | Literal["auto"] = Field(default="auto", description="torch threads of one scorer on CPU")
     gpus: int | Literal["auto"] = "auto"
+    decode_resources: dict[str, float] = Field(
+        default_factory=dict, description="Ray's custom resources that decoding takes of its node"
+    )
+    scorer_resources: dict[str, float] = Field(default_factory=dict, description="and a scorer of its own")
 
 
 class ScoreConfig(Frozen):
