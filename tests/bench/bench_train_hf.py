@@ -3,8 +3,8 @@
 Both start from one nano, see the same documents in the same order and as many a step, with AdamW at one constant rate,
 in float32 on one thread. Ours reads, decodes and packs on the second core; the peer finds its documents encoded, in
 memory, and pads each batch to its longest. What counts is real tokens a second, padding aside, by the clock: it needs a
-machine that does nothing else. The losses on the same held-out documents, and on them before the training, stand beside it. The
-last line is one JSON object.
+machine that does nothing else. The losses on the same held-out documents, after and before the training, stand beside
+it. The last line is one JSON object.
 """
 
 import copy
@@ -30,13 +30,16 @@ from sightloom.model.modules import module_groups
 from sightloom.model.scratch import build_folder
 from sightloom.objectives.language import lm_loss
 from sightloom.progress import NullProgress
-from sightloom.training.checkpoint import Clock, Position
+from sightloom.training.checkpoint import Position
+from sightloom.training.checkpoint_store import CheckpointStore
 from sightloom.training.corpus import Corpus
 from sightloom.training.curriculum import Curriculum
 from sightloom.training.index import corpus_texts, index_for
 from sightloom.training.loop import fit
 from sightloom.training.optim import build_optimizer
 from sightloom.training.parallel import Workers
+from sightloom.training.run_options import CheckpointOptions
+from sightloom.training.saver import Hooks, Saver
 from sightloom.training.tasks.batch import Packer
 from sightloom.training.tasks.sft import Sft
 
@@ -138,9 +141,12 @@ def main() -> None:
             optimizer = build_optimizer(named, groups, stage.train.by_group(), stage.optim, ALONE)
             began = time.perf_counter()
             objective = Sft(stage.objective, stage, corpus, packer, ALONE, 1)  # type: ignore[arg-type]
-            clock = Clock(60, None, time.monotonic)
+            saver = Saver(
+                CheckpointStore(str(folder)), "bench", "", CheckpointOptions(every_minutes=60), ALONE, model, optimizer,
+                Hooks(), lambda _: None,
+            )  # fmt: skip
             place = Position(0, {})
-            fit(model, objective, optimizer, stage.optim, STEPS, place, ALONE, clock, lambda _: None, lambda _: None)
+            fit(model, objective, optimizer, stage.optim, STEPS, place, ALONE, saver, lambda *_: None, lambda _: None)
             rate = tokens / (time.perf_counter() - began)
             objective.close()
             return rate, loss(model.vlm)

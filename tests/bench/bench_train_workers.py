@@ -28,13 +28,16 @@ from sightloom.model.load import load as load_model
 from sightloom.model.modules import module_groups
 from sightloom.model.scratch import build_folder
 from sightloom.progress import NullProgress
-from sightloom.training.checkpoint import Clock, Position
+from sightloom.training.checkpoint import Position
+from sightloom.training.checkpoint_store import CheckpointStore
 from sightloom.training.corpus import Corpus
 from sightloom.training.curriculum import Curriculum
 from sightloom.training.index import corpus_texts, index_for
 from sightloom.training.loop import fit
 from sightloom.training.optim import build_optimizer
 from sightloom.training.parallel import Workers
+from sightloom.training.run_options import CheckpointOptions
+from sightloom.training.saver import Hooks, Saver
 from sightloom.training.tasks.batch import Packer
 from sightloom.training.tasks.sft import Sft
 
@@ -80,11 +83,14 @@ def train(rank: int, world: int, port: int, folder: str, uri: str, index: str, r
         workers.barrier()
         began = time.perf_counter()
         place = Position(first, {})
-        clock = Clock(60, None, time.monotonic)
-        fit(model, objective, optimizer, stage.optim, last, place, workers, clock, lambda _: None, lambda _: None)
+        fit(model, objective, optimizer, stage.optim, last, place, workers, saver, lambda *_: None, lambda _: None)
         workers.barrier()
         return time.perf_counter() - began
 
+    saver = Saver(
+        CheckpointStore(folder), "bench", "", CheckpointOptions(every_minutes=60), workers, model, optimizer,
+        Hooks(), lambda _: None,
+    )  # fmt: skip
     run(0, WARMUP)
     seconds = run(WARMUP, WARMUP + STEPS)
     total = workers.sum_all({"tokens": tokens})["tokens"]
