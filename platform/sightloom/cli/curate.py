@@ -66,6 +66,8 @@ def register(app: typer.Typer) -> None:
         sightloom curate pipelines/recipes/photos.yaml --set out=out/photos
         """
         parsed = read_recipe(recipe, overrides)
+        if plan and preview_rows:
+            raise UserMistake("--plan reads listings only, --preview scores a sample", "give one of them")
         if plan:
             found = forecast.forecast(parsed, cores or os.cpu_count() or 1)
             console.emit(found.to_json(), as_json, lambda page: _show_forecast(page, found))
