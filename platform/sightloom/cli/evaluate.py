@@ -29,6 +29,10 @@ def evaluate(
     out: Annotated[
         str, typer.Option(help="Folder for report.html, rows.jsonl and result.json.", show_default="nothing is written")
     ] = "",
+    best_of: Annotated[
+        int, typer.Option(min=1, help="Sample so many answers; the reward model chooses.", show_default=False)
+    ] = 1,
+    reward_model: Annotated[str, typer.Option(help="Export of an rm stage.", show_default=False)] = "",
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the suite, e.g. decoding.thinking=true."),
@@ -36,7 +40,8 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Ask a model the questions of a suite and measure it per domain, with confidence intervals and chance levels."""
-    target = Target(checkpoint, endpoint, model, os.environ.get("SIGHTLOOM_API_KEY", ""))
+    key = os.environ.get("SIGHTLOOM_API_KEY", "")
+    target = Target(checkpoint, endpoint, model, key, best_of, reward_model)
     result = run(suite, target, manifest or None, out or None, set_ or [], terminal_progress())
     console.emit(result.to_json(), as_json, lambda screen: _show(screen, result, out))
 

@@ -7,11 +7,13 @@ from sightloom import storage
 from sightloom.config import load
 from sightloom.errors import UserMistake
 from sightloom.evaluation.answerers import Answerer, EndpointAnswerer, LocalAnswerer
+from sightloom.evaluation.best_of import BestOf
 from sightloom.evaluation.report import Subject, render
 from sightloom.evaluation.result import Result, save
 from sightloom.evaluation.runner import evaluate
 from sightloom.evaluation.suites import Example, Suite, read_suite
 from sightloom.model.load import load as load_model
+from sightloom.model.reward import RewardModel
 from sightloom.progress import Progress
 
 
@@ -23,8 +25,14 @@ class Target:
     endpoint: str = ""
     model: str = ""
     key: str = ""
+    best_of: int = 1
+    reward_model: str = ""
 
     def __post_init__(self) -> None:
+        if (self.best_of > 1) != bool(self.reward_model):
+            raise UserMistake("best of n needs both --best-of N (2 or more) and --reward-model DIR")
+        if self.reward_model and not self.checkpoint:
+            raise UserMistake("--best-of samples from a --checkpoint; an endpoint answers once")
         if bool(self.checkpoint) == bool(self.endpoint):
             raise UserMistake("name who is asked: either --checkpoint DIR or --endpoint URL")
 
@@ -66,7 +74,10 @@ def answerer(target: Target, thinking_budget: int | None) -> Answerer:
     """Whoever answers for a target."""
     if target.endpoint:
         return EndpointAnswerer(target.endpoint, target.model, target.key, thinking_budget)
-    return LocalAnswerer(load_model(target.checkpoint), thinking_budget=thinking_budget)
+    vlm = load_model(target.checkpoint)
+    if target.reward_model:
+        return BestOf(vlm, RewardModel(target.reward_model), target.best_of, thinking_budget)
+    return LocalAnswerer(vlm, thinking_budget=thinking_budget)
 
 
 def write_report(folder: str, subject: Subject, result: Result, examples: list[Example]) -> str:
