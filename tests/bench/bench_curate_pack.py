@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+from blake3 import blake3
 
 from sightloom.data.measure import COLUMNS
 from sightloom.data.shards.config import PackConfig
@@ -37,7 +38,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--mb", type=int, default=400)
     parser.add_argument("--picture-kb", type=int, default=120)
-    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     parser.add_argument("--order", choices=["source", "shuffle"], default="shuffle")
     args = parser.parse_args()
@@ -90,6 +91,7 @@ def _table(files: list[SourceFile]) -> pa.Table:
                 row |= {"src": file.uri, "src_pos": record["pos"], "src_offset": record["offset"], "_file": number}
                 row |= {"src_size": record["size"], "source_key": record["key"], "width": 1, "height": 1}
                 row |= {"sha256": hashlib.sha256(record["image"]).hexdigest(), "text_chars": len(record["text"])}
+                row |= {"blake3": blake3(record["image"]).digest()}
                 rows.append(
                     row
                     | {

@@ -1,3 +1,4 @@
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -47,6 +48,32 @@ def test_with_json_only_the_result_reaches_stdout() -> None:
     assert shown.stdout == '{"rows": 1}\n' and "a library speaks" in shown.stderr
 
 
+HEAVY = (
+    "import sys, atexit; from sightloom.cli import main; sys.argv[0] = 'sightloom'\n"
+    "atexit.register(lambda: print(sorted({'torch', 'ray', 'open_clip', 'mlflow'} & set(sys.modules))))\n"
+    "main()"
+)
+
+
+def test_a_plan_loads_no_machinery(tmp_path: Path, tiny_clip: Path) -> None:
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw" / "captions.jsonl").write_text('{"file_name": "a.jpg", "text": "a"}\n')
+    scorers = [
+        {"name": "tiny", "model": f"local-dir:{tiny_clip}", "embeddings": True},
+        {"name": "random", "model": "ViT-B-32"},
+        {"name": "file", "model": "ViT-B-32", "pretrained": str(tiny_clip / "open_clip_model.safetensors")},
+    ]
+    recipe = {"name": "p", "out": str(tmp_path / "out"), "source": [{"kind": "folder", "uri": str(tmp_path / "raw")}],
+              "score": {"clip": scorers, "banks": [{"name": "nsfw", "scorer": "tiny"}]},
+              "dedup": {"perceptual": {}, "semantic": {"scorer": "tiny"}}}  # fmt: skip
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
+    command = [sys.executable, "-c", HEAVY, "curate", str(tmp_path / "recipe.yaml"), "--plan", "--json"]
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert shown.returncode == 0, shown.stderr
+    plan, loaded = shown.stdout.strip().splitlines()
+    assert json.loads(plan)["rows"] == 1 and loaded == "[]"
+
+
 @pytest.mark.parametrize(
     ("verb", "text", "key"),
     [
@@ -59,12 +86,7 @@ def test_a_misspelt_key_is_answered_before_the_machinery_is_loaded(
     tmp_path: Path, verb: str, text: str, key: str
 ) -> None:
     (tmp_path / "given.yaml").write_text(text)
-    code = (
-        "import sys, atexit; from sightloom.cli import main; sys.argv[0] = 'sightloom'\n"
-        "atexit.register(lambda: print(sorted({'torch', 'ray', 'open_clip', 'mlflow'} & set(sys.modules))))\n"
-        "main()"
-    )
-    command = [sys.executable, "-c", code, verb, str(tmp_path / "given.yaml")]
+    command = [sys.executable, "-c", HEAVY, verb, str(tmp_path / "given.yaml")]
     shown = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert shown.returncode == 2 and f"did you mean '{key}'" in shown.stderr
     assert shown.stdout.split() == ["[]"]

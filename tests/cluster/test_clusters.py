@@ -4,7 +4,7 @@ import pytest
 
 from sightloom.cluster.client import Job, JobsApi
 from sightloom.cluster.clusters import Cluster, find_cluster
-from sightloom.errors import UserMistake
+from sightloom.errors import SightloomError, UserMistake
 
 
 @pytest.fixture
@@ -83,3 +83,24 @@ def test_a_reason_is_the_errors_last_line_without_the_stack() -> None:
     message = 'Failed: Traceback\nTraceback (most recent call last):\n  File "a.py", line 3, in f\nOSError: no host\n'
     found = job("FAILED", "RUNTIME_ENV_SETUP_FAILURE", message=message)
     assert found.reason == "its environment could not be set up: OSError: no host"
+
+
+class DyingNode(JobsApi):
+    """A cluster whose job's node is going: its log fails, then the job is reported as failed."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def get(self, id: str) -> Job:
+        self.asked += 1
+        return job("FAILED" if self.asked > 3 else "RUNNING", "JOB_SUPERVISOR_ACTOR_DIED")
+
+    def logs(self, id: str) -> str:
+        if self.asked > 1:
+            raise SightloomError("answers 500")
+        return "begun\n"
+
+
+def test_a_log_whose_node_is_gone_is_said_once_and_the_job_is_followed_to_its_end() -> None:
+    said = "".join(DyingNode().growing("n-00000000-1", 0))
+    assert said == "begun\nthe log cannot be read, its node may be gone: answers 500\n"

@@ -3,6 +3,7 @@ from typing import Any
 
 import pytest
 import yaml
+from tests.cluster.conftest import JOB
 
 from sightloom.cluster.jobspec import JobSpec, read_job
 from sightloom.config import load
@@ -100,3 +101,16 @@ def test_a_jobs_words_are_its_verbs_program_config_and_overrides(tmp_path: Path)
     ]  # fmt: skip
     release = read_job(job(tmp_path, kind="release", config="pipelines/gates/demo.yaml", argv=["m:1"]), root=ROOT)
     assert release.argv_list == ["python", "pipelines/release.py", "m:1", "--gate", "pipelines/gates/demo.yaml"]
+
+
+def test_an_override_of_the_config_keeps_its_dots_and_replaces_the_jobs_own(checkout: Path) -> None:
+    job = checkout / "jobs/curate-tiny.yaml"
+    job.write_text(JOB + 'set: {source.0.uri: "/data/*.tar", out: /data/out}\n')
+    words = ["set.source.0.uri=s3://pool/raw/*.tar", "set.score.chunk_rows=64", "retries.max=2"]
+    spec = read_job(job, words, checkout)
+    assert spec.set == {"source.0.uri": "s3://pool/raw/*.tar", "out": "/data/out", "score.chunk_rows": 64}
+    assert spec.retries.max == 2
+    with pytest.raises(UserMistake, match="did you mean 'chunk_rows'"):
+        read_job(job, ["set.score.chunk_rws=64"], checkout)
+    with pytest.raises(UserMistake, match="not of the form"):
+        read_job(job, ["set.out"], checkout)

@@ -16,9 +16,10 @@ from sightloom.data.ledger import Group, commit, committed, read_chunk
 from sightloom.data.prepare import prepare
 from sightloom.data.recipe import Recipe
 from sightloom.data.signals.banks import BankSpec, read_labels
-from sightloom.data.signals.clip import ClipModel, ClipSpec, resolve
+from sightloom.data.signals.clip import ClipModel
 from sightloom.data.signals.config import Bank, ClipScorer
 from sightloom.data.signals.prompts import PROMPTS
+from sightloom.data.signals.scorers import ClipSpec, resolve
 from sightloom.data.sources.chunks import SourceFile
 from sightloom.errors import UserMistake
 

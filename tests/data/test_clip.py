@@ -8,9 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
-from sightloom.data.signals.clip import ClipModel, encode_text, rank_auc, resolve
+from sightloom.data.signals.clip import ClipModel, encode_text, rank_auc
 from sightloom.data.signals.config import ClipScorer
 from sightloom.data.signals.crops import crop
+from sightloom.data.signals.scorers import MEAN, STD, is_weights_file, resolve
 from sightloom.errors import UserMistake
 
 ATOL = 1e-4  # what the issue asks; fp32, worst measured below 1e-6: only the order of additions differs
@@ -42,6 +43,22 @@ def test_scores_equal_a_plain_open_clip_loop(tiny_clip: Path, scene: Any) -> Non
     assert ours.image_ND.shape == (6, 32) and ours.auc_rolled is not None
 
 
+def test_models_and_their_pictures_are_known_as_open_clip_knows_them() -> None:
+    assert (MEAN, STD) == (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)
+    for name in ("ViT-B-32", "ViT-SO400M-14-SigLIP", "RN50"):
+        config = open_clip.get_model_config(name)
+        spec = resolve(ClipScorer(name="a", model=name))
+        assert (spec.dim, spec.crop.side) == (config["embed_dim"], config["vision_cfg"]["image_size"])
+
+
+def test_a_file_of_weights_is_told_from_a_tag(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("openai", "mine.pt"):
+        (tmp_path / name).write_bytes(b"w")
+    found = {name: is_weights_file(name) for name in ("openai", "./openai", "mine.pt", "gone.pt", "no/where")}
+    assert found == {"openai": False, "./openai": True, "mine.pt": True, "gone.pt": False, "no/where": False}
+
+
 def test_a_cut_context_changes_nothing_that_can_be_seen(tiny_clip: Path) -> None:
     model = open_clip.create_model(f"local-dir:{tiny_clip}").eval()
     tokens = open_clip.get_tokenizer(f"local-dir:{tiny_clip}")(TEXTS[:2])
@@ -60,6 +77,8 @@ def test_random_weights_are_named_by_their_seed() -> None:
     ("scorer", "words"),
     [
         ({"model": "ViT-Z-99"}, "no open_clip model"),
+        ({"model": "hf-hub:some/model"}, "no open_clip model"),
+        ({"model": "../open_clip_config"}, "no open_clip model"),
         ({"model": "ViT-B-32", "pretrained": "nobody"}, "neither a file nor a pretrained tag"),
         ({"model": "local-dir:/nowhere/at/all"}, "no folder"),
     ],

@@ -20,9 +20,9 @@ from sightloom.data.embeddings import Embeddings, Part
 from sightloom.data.ledger import Group, commit, commit_uri, committed
 from sightloom.data.measure import VERSION, measure
 from sightloom.data.segments import next_compactions, publish, write_segment
-from sightloom.data.signals.clip import ClipSpec
 from sightloom.data.signals.config import ClipScorer, DecodeLimits
 from sightloom.data.signals.crops import CropSpec
+from sightloom.data.signals.scorers import ClipSpec
 from sightloom.data.sources.chunks import to_table
 from sightloom.data.sources.records import RawRecord
 from sightloom.errors import UserMistake

@@ -14,13 +14,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from sightloom.data.dedup import find, perceptual
+from sightloom.data import segments
+from sightloom.data.dedup import exact, find, perceptual
 from sightloom.data.dedup.config import DedupConfig
-from sightloom.data.dedup.find import find_duplicates
+from sightloom.data.dedup.find import columns_needed, find_among, find_duplicates
 from sightloom.data.dedup.perceptual import Bucket, Hashes, near_pairs
+from sightloom.data.ledger import Group, commit, committed
 from sightloom.data.measure import measure
+from sightloom.data.segments import next_compactions, publish, write_segment
+from sightloom.data.select.columns import Scored, open_scores
 from sightloom.data.signals.config import DecodeLimits
-from sightloom.data.sources.chunks import to_table
+from sightloom.data.sources.chunks import SourceFile, to_table
 from sightloom.data.sources.records import RawRecord
 from sightloom.errors import UserMistake
 
@@ -166,6 +170,71 @@ def test_buckets_find_what_the_whole_finds(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(find, "TASKS_ABOVE", 10)
     assert find_duplicates(table, config, run=run).table(uids).equals(whole.table(uids))
     assert len(seen) == 15 * 8 and sum(seen) == 15 * 2 * table.num_rows
+
+
+def scored_of(out: Path, table: pa.Table, rows: int) -> Scored:
+    """The rows as they lie in segments: a file of ten, and segments of at most `rows`."""
+    base = Group.make(str(out), "base", {})
+    files = []
+    for number, start in enumerate(range(0, table.num_rows, 10)):
+        files.append(SourceFile("parquet", f"/raw/{number:03d}", 1, "v", (), 10, f"{number * 7919:016x}"))
+        part = table.slice(start, 10)
+        commit(base, files[-1].chunk_id(0), True, part, {"status": {"ok": part.num_rows}, "src": {}})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(segments, "SEGMENT_ROWS", rows)
+        for work in next_compactions([base], [committed(base)], [file.file_id for file in files], 0):
+            publish(base, write_segment(work))
+    return open_scores(files, [base], [committed(base)])
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.data())
+def test_exact_copies_found_in_buckets_are_those_found_in_one_process(
+    tmp_path_factory: Any, data: st.DataObject
+) -> None:
+    """With ties, nulls, NaN, sources' own uids, dialogues and unusable rows; near copies among what is left, too."""
+    size = data.draw(st.integers(1, 90))
+    draw = np.random.default_rng(data.draw(st.integers(0, 10_000)))
+    hashed = copies_of_copies()
+    taken = hashed.take(pa.array(draw.integers(0, hashed.num_rows, size)))
+    kinds, states = (
+        draw.choice(["pair", "conversation"], size, p=[0.8, 0.2]),
+        draw.choice(["ok", "bad"], size, p=[0.9, 0.1]),
+    )
+    shas = [None if n == 0 else hashlib.sha256(bytes([n])).hexdigest() for n in draw.integers(0, 12, size)]
+    scores = [[None, float("nan"), 0.5, 0.7, -1.0][n] for n in draw.integers(0, 5, size)]
+    columns = {
+        "uid": pa.array([bytes([n]) * 16 for n in draw.integers(0, 40, size)], pa.binary(16)),
+        "kind": pa.array(kinds.tolist()),
+        "status": pa.array(states.tolist()),
+        "sha256": pa.array(shas, pa.string()),
+        "src": pa.array([f"/raw/{n:03d}" for n in np.sort(draw.integers(0, 3, size))]),
+        "src_pos": pa.array(draw.integers(0, 9, size)),
+        "width": pa.array(draw.choice([10, 20], size).tolist(), pa.int32()),
+        "score": pa.array(scores, pa.float32()),
+    }
+    table = taken.drop_columns(["score"]).select([n for n in taken.column_names if n not in columns])
+    for name, values in columns.items():
+        table = table.append_column(name, values)
+    config = DedupConfig(prefer=data.draw(st.sampled_from([None, "score"])),
+                         perceptual=data.draw(st.sampled_from([None, {"bits": 4}])))  # fmt: skip
+    out = tmp_path_factory.mktemp("scored")
+    scored = scored_of(out, table, 25)
+    whole = find_duplicates(scored.read(columns_needed(config)), config)
+
+    def run(function: Callable[[Any], Any], works: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
+        for work in reversed(list(works)):  # tasks end in any order
+            yield work, function(pickle.loads(pickle.dumps(work)))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(find, "TASKS_ABOVE", 0)
+        patch.setattr(exact, "SLICE_ROWS", 30)
+        patch.setattr(exact, "BUCKET_ROWS", 7)
+        found = find_among(scored, config, {}, (), run, str(out / "between"))
+    uids = table.column("uid").combine_chunks()
+    assert found.table(uids).equals(whole.table(uids))
+    assert found.winners.tolist() == whole.winners.tolist()
+    assert not list(out.glob("between/*"))
 
 
 @settings(deadline=None, max_examples=15)

@@ -8,8 +8,8 @@ import pytest
 
 from sightloom.data.fit import fit_scorer
 from sightloom.data.recipe import FitConfig
-from sightloom.data.signals.clip import resolve
 from sightloom.data.signals.config import ClipScorer
+from sightloom.data.signals.scorers import resolve
 from sightloom.errors import UserMistake
 from sightloom.progress import NullProgress
 

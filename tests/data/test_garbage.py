@@ -22,6 +22,7 @@ def test_what_no_commit_names_goes_after_a_day_and_nothing_else(tmp_path: Path) 
         str(tmp_path / "shards/x/x-000000.tar"),
         str(tmp_path / "shards/x/.x-000001.tar.0123456789ab"),
         str(tmp_path / ".sightloom-probe-0123456789ab"),
+        str(tmp_path / "dedup/0123456789ab/buckets-0123abcd/uid-00000.arrow"),
     ]
     for uri in lost:
         storage.write(uri, b"x")

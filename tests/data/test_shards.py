@@ -108,6 +108,7 @@ def test_a_sample_is_one_range_read_and_says_what_it_is(packed: Manifest, scene:
     assert (sample.uid, sample.kind, sample.text) == (pair["key"], "pair", sample.conversation.messages[1].text)
     assert sample.image == scene(int(str(sample.text).split()[1]))
     assert sample.meta["sightloom"]["scores"] == {"clip_x": 0.25} and sample.meta["uid"] == pair["uid"].hex()
+    assert sample.meta["source_uid"] == "mine"
     asked = reader.read(question["shard"], question["offset"], question["size"])
     assert asked.conversation.with_image().to_json() == {
         **RECORD,

@@ -67,6 +67,18 @@ def test_each_defect_of_a_tar_is_a_row_with_its_own_status(tmp_path: Path, scene
     ]  # fmt: skip
 
 
+def test_what_packing_added_is_left_out_and_anothers_fields_of_those_names_are_kept(
+    tmp_path: Path, scene: Any, make_tar: Any
+) -> None:
+    own = {"src": "a.tar", "source_key": "7", "scores": {}, "width": 4}
+    metas = [{"uid": "theirs", "a": 1}, {"uid": "ours", "sightloom": own, "a": 1}, {"uid": "u", "sightloom": 3, "a": 1}]
+    members = [
+        (str(n), {"png": scene(n), "txt": b"x", "json": json.dumps(meta).encode()}) for n, meta in enumerate(metas)
+    ]
+    rows = rows_of(tar_source(make_tar(tmp_path / "a.tar", members)))
+    assert [json.loads(row["meta"]) for row in rows] == [metas[0], {"a": 1}, metas[2]]
+
+
 def test_links_and_devices_are_refused(tmp_path: Path, scene: Any) -> None:
     path = tmp_path / "a.tar"
     with tarfile.open(path, "w") as tar:

@@ -13,8 +13,8 @@ from PIL import Image
 
 from sightloom.config import canonical_json, digest
 from sightloom.data.shards.manifest import FORMAT, Manifest
+from sightloom.evaluation.examples import Example
 from sightloom.evaluation.result import Row
-from sightloom.evaluation.suites import Example
 from sightloom.records import Answer, Conversation, Message
 
 COLOURS = ("red", "green", "blue", "yellow")
@@ -35,8 +35,9 @@ def example(id: str, answer: str = "red", domain: str = "art", task: str = "colo
 
 def row(id: str, right: bool, domain: str = "art", group: str = "", well_formed: bool = True) -> Row:
     return Row(
-        "tests", id, domain, "colour", group or id, False, "", "What colour?", "red", "red" if right else "blue",
-        None, right, "off", well_formed, 3, 1.0, "stop", None,
+        "tests", id, domain, "colour", "choice", group or id, False, "", "What colour?", "red",
+        "red" if right else "blue", None, right, {"reward": float(right), "relaxed": float(right)}, "off", well_formed,
+        3, 1.0, "stop", None, "",
     )  # fmt: skip
 
 

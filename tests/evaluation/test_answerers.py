@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from sightloom.errors import UserMistake
-from sightloom.evaluation.answerers import EndpointAnswerer, LocalAnswerer
+from sightloom.evaluation.answerers import LocalAnswerer
+from sightloom.evaluation.endpoint import EndpointAnswerer
 from sightloom.model.load import load
 
 from .conftest import example, png

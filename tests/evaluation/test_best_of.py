@@ -8,7 +8,7 @@ import pytest
 from sightloom.errors import UserMistake
 from sightloom.evaluation.best_of import BestOf
 from sightloom.evaluation.evaluate import Target
-from sightloom.evaluation.suites import Example
+from sightloom.evaluation.examples import Example
 from sightloom.model.load import load
 from sightloom.records import Answer, Conversation, Message
 

@@ -1,3 +1,4 @@
+import dataclasses
 import random
 from pathlib import Path
 
@@ -5,8 +6,9 @@ import pytest
 
 from sightloom.config import load
 from sightloom.errors import UserMistake
-from sightloom.evaluation.gate import GateRules, decide
-from sightloom.evaluation.result import Row
+from sightloom.evaluation.gate import GateRules, PerfRule, decide
+from sightloom.evaluation.result import Perf, Row
+from sightloom.metrics import holm
 
 from .conftest import row
 
@@ -104,3 +106,52 @@ def test_the_gates_that_are_shipped_are_valid_and_find_their_suite() -> None:
         found = load(GateRules, path)
         assert (path.parent / found.suites).is_file()
         assert found.improvement.require == "none" or set(found.improvement.of) <= set(found.domains)
+
+
+def test_p_values_over_domains_are_holms() -> None:
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])  # worked by hand
+    config = GateRules.model_validate({
+        "suites": "x", "domains": {name: {"floor": 0, "margin": 1, "min_n": 10} for name in ("art", "ui")},
+        "improvement": {"require": "none"},
+    })  # fmt: skip
+    candidate = [row(f"e{i}", i % 4 > 0, domain="art" if i % 2 else "ui") for i in range(80)]
+    baseline = [row(f"e{i}", i % 2 > 0, domain="art" if i % 2 else "ui") for i in range(80)]
+    found = decide(candidate, baseline, config).domains
+    raw = {name: its.p_value for name, its in found.items()}
+    assert {name: its.p_adjusted for name, its in found.items()} == dict(
+        zip(raw, holm([value for value in raw.values() if value is not None]), strict=True)
+    )
+
+
+def perf(ttft: float, n: int = 200, clients: int = 8) -> Perf:
+    return Perf(clients, n, 0, ttft / 2, ttft, 0.01, 0.02, 500.0)
+
+
+@pytest.mark.parametrize(
+    ("candidate", "baseline", "outcome", "reason"),
+    [
+        ([perf(1.0)], [perf(0.9)], "passed", ""),
+        ([perf(1.0)], [], "passed", ""),
+        ([perf(1.6)], [perf(1.6)], "rejected", "above the ceiling of 1.5 s"),
+        ([perf(1.2)], [perf(0.9)], "rejected", "more than 1.2 times the baseline's 0.900 s"),
+        ([perf(1.0, n=50)], [perf(1.0)], "inconclusive", "only 50 requests"),
+        ([perf(1.0, clients=1)], [], "inconclusive", "not measured"),
+        ([], [], "inconclusive", "not measured"),
+    ],
+)
+def test_a_slower_endpoint_does_not_pass(
+    candidate: list[Perf], baseline: list[Perf], outcome: str, reason: str
+) -> None:
+    config = rules().model_copy(
+        update={"perf": (PerfRule(metric="ttft_p95_s", clients=8, ceiling=1.5, max_ratio=1.2),)}
+    )
+    found = decide(rows(200, 150), None, config, candidate, baseline)
+    assert found.outcome == outcome
+    assert reason in " ".join(found.reasons)
+
+
+def test_imported_rows_never_count_at_the_gate() -> None:
+    wrong = [dataclasses.replace(row(f"m{i}", False), source="lmms_eval 0.7") for i in range(300)]
+    found = decide([*rows(200, 150), *wrong], rows(200, 140), rules())
+    assert found.outcome == "passed"
+    assert found.domains["art"].n == 200

@@ -8,15 +8,16 @@ from hypothesis import strategies as st
 from sightloom.errors import UserMistake
 from sightloom.evaluation.answerers import Prediction
 from sightloom.evaluation.chance import chance_level
-from sightloom.evaluation.intervals import grouped_interval, paired_difference
+from sightloom.evaluation.examples import Example
+from sightloom.evaluation.intervals import grouped_interval
+from sightloom.evaluation.measures import compare
 from sightloom.evaluation.result import Statistics, read_rows, save
 from sightloom.evaluation.runner import evaluate
 from sightloom.evaluation.scoring import is_right
-from sightloom.evaluation.suites import Example
 from sightloom.metrics import wilson
 from sightloom.records import Answer
 
-from .conftest import COLOURS, example
+from .conftest import COLOURS, example, row
 
 FAST = Statistics(resamples=500)
 
@@ -57,7 +58,7 @@ def test_all_right_is_one_with_an_interval_that_still_has_a_width() -> None:
         assert (measure["metric"], measure["value"], measure["n"]) == ("accuracy", 1.0, 20)
         assert measure["ci"][0] < 1.0 == measure["ci"][1]
     assert shown["needs_steps"]["n"] == 10
-    assert shown["format"]["value"] == 1.0
+    assert shown["format"]["well_formed"]["value"] == 1.0
 
 
 def test_what_could_not_be_answered_counts_as_wrong_and_is_listed() -> None:
@@ -65,7 +66,7 @@ def test_what_could_not_be_answered_counts_as_wrong_and_is_listed() -> None:
     assert result.errors == 1
     assert result.overall.value == pytest.approx(39 / 40)
     assert [row.error for row in result.rows if not row.right] == ["down"]
-    assert result.format.value == pytest.approx(39 / 40)
+    assert result.format["well_formed"].value == pytest.approx(39 / 40)
 
 
 def test_a_constant_answer_is_exactly_at_chance() -> None:
@@ -129,10 +130,14 @@ def test_questions_that_share_a_picture_widen_the_interval() -> None:
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.tuples(st.booleans(), st.booleans(), st.integers(0, 5)), min_size=1, max_size=30))
 def test_bounds_of_a_difference_enclose_it_and_turn_with_its_sign(marks: list[tuple[bool, bool, int]]) -> None:
-    left, right = [float(a) for a, _, _ in marks], [float(b) for _, b, _ in marks]
-    groups = [str(g) for _, _, g in marks]
-    found = paired_difference(left, right, groups, 0.95, 300, 3)
-    other = paired_difference(right, left, groups, 0.95, 300, 3)
+    left = {f"e{i}": row(f"e{i}", a, group=str(g)) for i, (a, _, g) in enumerate(marks)}
+    right = {f"e{i}": row(f"e{i}", b, group=str(g)) for i, (_, b, g) in enumerate(marks)}
+    statistics = Statistics(resamples=300, seed=3)
+    compared = compare("accuracy", list(left.values()), right, 0.95, statistics)
+    turned = compare("accuracy", list(right.values()), left, 0.95, statistics)
+    assert compared is not None and turned is not None
+    found, other = compared.difference, turned.difference
     assert found.lower <= found.value + 1e-12
     assert found.value <= found.upper + 1e-12
     assert (other.value, other.lower, other.upper) == pytest.approx((-found.value, -found.upper, -found.lower))
+    assert compared.p_value == turned.p_value

@@ -7,7 +7,9 @@ import pytest
 from sightloom.config import load, validate
 from sightloom.data.shards.heldout import is_heldout
 from sightloom.errors import UserMistake
-from sightloom.evaluation.suites import Suite, from_jsonl, from_manifest, read_suite, suite_digest
+from sightloom.evaluation.examples import suite_digest
+from sightloom.evaluation.jsonl import from_jsonl
+from sightloom.evaluation.suites import Suite, from_manifest, read_suite
 
 from .conftest import png
 
@@ -77,7 +79,7 @@ def test_a_jsonl_benchmark_of_anyone_is_read(tmp_path: Path) -> None:
         ({"id": "1", "question": "?", "answer": "x"}, "line 1: no domain"),
         ({"id": "1", "answer": "x", "domain": "art"}, "'question' is required"),
         ({"id": "1", "question": "?", "domain": "art"}, r"answer.value: is required"),
-        ({"id": "1", "question": "?", "answer": "x", "type": "caption", "domain": "art"}, "expected one of"),
+        ({"id": "1", "question": "?", "answer": "x", "type": "essay", "domain": "art"}, "expected one of"),
         ({"id": "1", "question": "?", "answer": "x", "domain": "art", "image": "gone.png"}, r"gone\.png"),
         ({"id": "1", "question": "?", "answer": "x", "domain": "art", "images": ["a", "b"]}, "at most one picture"),
         ([1], "expected an object"),

@@ -11,7 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from sightloom.config import load
+from sightloom.data import segments
 from sightloom.data.curation import Settings, curate, scored_rows
+from sightloom.data.dedup import exact, find
 from sightloom.data.embedding import embed_chunk
 from sightloom.data.embeddings import open_embeddings
 from sightloom.data.fetch import inputs
@@ -21,10 +23,11 @@ from sightloom.data.scoring import jobs, measure_chunk, read
 from sightloom.data.shards.manifest import read_manifest
 from sightloom.data.shards.reader import read_table
 from sightloom.data.signals.clip import ClipModel
-from sightloom.data.steps import run_score
+from sightloom.data.steps import run_dedup, run_score
 from sightloom.errors import UserMistake
 from sightloom.progress import NullProgress
 
+from ..raw_pairs import jpeg, smooth
 from .raw import picture, put_tars, write_recipe
 
 QUIET, PLAIN = NullProgress(), Settings()
@@ -104,3 +107,40 @@ def test_evaluation_pictures_and_pictures_alike_go_and_the_manifest_says_how_man
     shutil.rmtree(tmp_path / "bench-out")
     with pytest.raises(UserMistake, match="evaluation set 'bench': no scores at"):
         curate(wanted, QUIET)
+
+
+def test_a_table_too_large_for_one_process_loses_the_same_rows_by_tasks(
+    tmp_path: Path, tiny_clip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(segments, "SEGMENT_ROWS", 40)
+    put_tars(
+        str(tmp_path / "corpus"),
+        3,
+        40,
+        {60: picture(30), 100: picture(30), 110: smooth(1), 111: jpeg(smooth(1), 0.9, 80)},
+    )
+    shutil.copyfile(tmp_path / "corpus" / "pairs-1.tar", tmp_path / "corpus" / "pairs-8.tar")
+    put_tars(str(tmp_path / "bench"), 1, 10, {3: picture(20), 8: picture(85)})
+    score(recipe(tmp_path, "bench", tiny_clip, dedup={}))
+    wanted = recipe(
+        tmp_path, "corpus", tiny_clip,
+        dedup={"prefer": "clip_tiny", "perceptual": {"bits": 4}, "semantic": {"scorer": "tiny", "cosine": 0.9999},
+               "decontaminate": [{"name": "bench", "scores": str(tmp_path / "bench-out")}]},
+    )  # fmt: skip
+    score(wanted)
+    (done,) = (tmp_path / "corpus-out" / "scores").glob("base-*")
+    assert len(list((done / "segments").glob("*.json"))) == 4
+
+    found, results = [], []
+    for limit, rows in ((find.TASKS_ABOVE, exact.SLICE_ROWS), (0, 50)):
+        monkeypatch.setattr(find, "TASKS_ABOVE", limit)
+        monkeypatch.setattr(exact, "SLICE_ROWS", rows)
+        monkeypatch.setattr(exact, "BUCKET_ROWS", rows)
+        results.append(run_dedup(wanted, QUIET, PLAIN, "corpus.yaml"))
+        (folder,) = (tmp_path / "corpus-out" / "dedup").iterdir()
+        assert not list(folder.glob("buckets-*/*"))
+        found.append({path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()})
+        shutil.rmtree(folder)
+    assert found[0] == found[1] and len(found[0]) == 2
+    assert results[0].dropped == results[1].dropped
+    assert {"dup_pair", "dup_image", "dup_near", "eval_overlap_bench"} <= results[0].dropped.keys()

@@ -2,6 +2,8 @@
 
 import asyncio
 import io
+import json
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -10,10 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import uvicorn
+import yaml
 from PIL import Image
 
-from sightloom.evaluation.answerers import EndpointAnswerer, LocalAnswerer
-from sightloom.evaluation.suites import Example
+from sightloom.cli import main
+from sightloom.evaluation.answerers import LocalAnswerer
+from sightloom.evaluation.endpoint import EndpointAnswerer
+from sightloom.evaluation.examples import Example
 from sightloom.model.load import load
 from sightloom.model.scratch import build_folder
 from sightloom.records import Answer, Conversation, Message
@@ -78,3 +83,50 @@ def test_endpoint_and_process_give_the_same_answers(
     assert [p.thinking or None for p in remote] == [p.thinking or None for p in local]
     assert [p.well_formed for p in remote] == [p.well_formed for p in local]
     assert [p.num_tokens for p in remote] == pytest.approx([p.num_tokens for p in local], abs=2)  # marks, end of turn
+
+
+def test_a_checkpoint_is_measured_as_it_will_be_served(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = []
+    for example in questions(6):
+        assert example.image is not None
+        (tmp_path / f"{example.id}.png").write_bytes(example.image)
+        base = {"id": example.id, "image": f"{example.id}.png", "question": example.question, "domain": "ui"}
+        lines.append(base | {"answers": ["one word", "a picture"], "type": "caption"})
+        lines.append(base | {"id": f"y{example.id}", "answer": "yes", "type": "yes_no"})
+    (tmp_path / "own.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
+    (tmp_path / "b_samples_t.jsonl").write_text(
+        json.dumps({"doc_id": 0, "target": "a", "filtered_resps": ["a"], "exact_match": 1.0})
+    )
+    (tmp_path / "suite.yaml").write_text(
+        yaml.safe_dump({
+            "name": "own", "decoding": {"thinking": False, "max_new_tokens": 8},
+            "sources": [
+                {"kind": "jsonl", "path": str(tmp_path / "own.jsonl")},
+                {"kind": "lmms_eval", "path": str(tmp_path / "b_samples_t.jsonl"), "version": "0.7", "domain": "ui"},
+            ],
+            "perf": {"requests": 12, "clients": [1, 4], "max_new_tokens": 6, "warm_up": 2},
+        })
+    )  # fmt: skip
+    command = ["sightloom", "evaluate", str(tmp_path / "suite.yaml"), "--checkpoint", str(folder)]
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit) as refused:
+        main()
+    assert refused.value.code == 2
+    assert "measures speed" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", [*command, "--serve", "--out", str(tmp_path / "out"), "--json"])
+    with pytest.raises(SystemExit) as done:
+        main()
+    assert done.value.code in (0, None)
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["errors"] == 0
+    assert shown["n"] == 6  # captions and another tool's answers count in no accuracy
+    assert set(shown["domains"]["ui"]["metrics"]) >= {"accuracy", "f1", "yes_rate", "cider"}
+    assert shown["imported"]["ui/t"]["exact_match"]["value"] == 1.0
+    assert [(its["clients"], its["n"], its["errors"]) for its in shown["perf"]] == [(1, 12, 0), (4, 12, 0)]
+    for its in shown["perf"]:
+        assert 0 < its["ttft_p50_s"] <= its["ttft_p95_s"]
+        assert its["tokens_per_s"] > 0
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "Imported results" in page and "Speed of the endpoint" in page and "cider" in page

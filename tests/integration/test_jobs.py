@@ -34,6 +34,8 @@ import os, pathlib, sys, time
 import sightloom
 what, *rest = sys.argv[1:]
 print(what, "secret of", len(os.environ.get("KEY", "")), "from", sightloom.__file__, flush=True)
+if what == "chatty":
+    print("the key is", os.environ["KEY"], flush=True)
 if what == "moody" and not pathlib.Path(rest[0]).exists():
     pathlib.Path(rest[0]).touch()
     sys.exit(75)
@@ -141,6 +143,16 @@ def test_a_job_runs_with_its_code_and_secret_and_a_second_submission_attaches(he
     again = submit(head.api, spec, head.checkout, NullProgress())
     assert (again.attached, again.uploaded, again.job.id) == (True, 0, found.job.id)
     assert "12345" not in json.dumps([job.to_json() | job.runtime_env for job in head.api.list()])
+    environment = {"SIGHTLOOM_CLUSTER": head.address, "RAY_AUTH_TOKEN_PATH": str(head.token)}
+    shown = CliRunner().invoke(cli, ["jobs", "logs", found.job.id, "-f"], env=environment)
+    assert shown.exit_code == 0 and "hello secret of 5 from" in shown.stdout
+
+
+@pytest.mark.long
+def test_a_secret_that_the_program_prints_does_not_reach_the_log(head: Head) -> None:
+    found, said = head.run(head.spec("chatty", "chatty", secrets={"KEY": {"file": str(head.folder / "key")}}))
+    assert found.job.status == "SUCCEEDED" and "the key is [secret]" in said
+    assert "12345" not in head.api.logs(found.job.id)
 
 
 @pytest.mark.long

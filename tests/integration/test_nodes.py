@@ -35,7 +35,7 @@ def test_a_node_that_dies_midway_costs_nothing_but_time(cluster: Any, tmp_path: 
     while len(list((tmp_path / "out").glob("scores/base-*/commit/*.json"))) < CHUNKS // 4:
         assert process.poll() is None, process.communicate()[1][-3000:]
         time.sleep(0.05)
-    cluster.remove_node(cluster.list_all_nodes[-1], allow_graceful=False)
+    cluster.remove_node(cluster.list_all_nodes()[-1], allow_graceful=False)
     assert process.poll() is None
     result = finish(process, 900)
     assert (result["rows_in"], result["failed"]) == (TARS * ROWS, 0)

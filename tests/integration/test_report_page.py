@@ -6,13 +6,9 @@ import hashlib
 import html.parser
 import json
 import re
-import shutil
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import pytest
 
 from sightloom.config import validate
@@ -22,15 +18,11 @@ from sightloom.data.results import CurationResult
 from sightloom.progress import NullProgress
 
 from ..raw_pairs import scene_bytes, tar_bytes
+from .chromium import CHROMIUM, tab
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
 HOSTILE = "</figcaption><script>document.title='owned'</script><img src='http://outside.example/x' onerror=alert(1)>"
-CHROMIUM = next(
-    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), ""
-)
-FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
-         "--disable-background-networking", "--disable-component-update", "--remote-debugging-port=0")  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -140,67 +132,20 @@ def test_the_page_opens_offline_from_the_disk_without_an_error(
     curated: CurationResult, tmp_path: Path, width: int
 ) -> None:
     seen = asyncio.run(_look(Path(curated.report).as_uri(), tmp_path / "profile", width))
-    assert seen["problems"] == [] and seen["requests"] == []
+    assert seen["problems"] == [] and seen["requests"] == [Path(curated.report).as_uri()]
     assert seen["title"] == "page: curation report" and seen["images"] > 20 and seen["broken"] == 0
     assert seen["across"] <= width, "the page scrolls sideways"
 
 
 async def _look(address: str, profile: Path, width: int) -> dict[str, Any]:
     """Open a page; return what the browser complained about, asked for, and how it came out."""
-    command = [CHROMIUM, *FLAGS, f"--user-data-dir={profile}", "about:blank"]
-    browser = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    problems: list[str] = []
-    requests: list[str] = []
-    try:
-        port = profile / "DevToolsActivePort"
-        for _ in range(300):
-            if port.exists() and "\n" in port.read_text():
-                break
-            await asyncio.sleep(0.1)
-        base = f"http://127.0.0.1:{port.read_text().splitlines()[0]}"
-        async with aiohttp.ClientSession() as session:
-            async with session.get(f"{base}/json") as answer:
-                (tab,) = [target for target in await answer.json() if target["type"] == "page"]
-            async with session.ws_connect(tab["webSocketDebuggerUrl"], max_msg_size=0) as socket:
-                numbers: Iterator[int] = iter(range(1, 1000))
-
-                async def ask(method: str, **params: Any) -> dict[str, Any]:
-                    number = next(numbers)
-                    await socket.send_json({"id": number, "method": method, "params": params})
-                    while True:
-                        message = await asyncio.wait_for(socket.receive_json(), 60)
-                        kind, told = message.get("method"), message.get("params", {})
-                        if kind == "Network.requestWillBeSent":
-                            asked = told["request"]["url"]
-                            if not asked.startswith("data:") and asked != address:
-                                requests.append(asked)
-                        if kind == "Log.entryAdded" or kind in ("Runtime.exceptionThrown", "Runtime.consoleAPICalled"):
-                            problems.append(str(told)[:400])
-                        if kind == "Page.loadEventFired":
-                            loaded.set()
-                        if message.get("id") == number:
-                            assert "error" not in message, message
-                            result: dict[str, Any] = message["result"]
-                            return result
-
-                loaded = asyncio.Event()
-                for domain in ("Page", "Network", "Log", "Runtime"):
-                    await ask(f"{domain}.enable")
-                metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
-                await ask("Emulation.setDeviceMetricsOverride", **metrics)
-                await ask("Page.navigate", url=address)
-                while not loaded.is_set():
-                    await ask("Page.getFrameTree")
-                    await asyncio.sleep(0.05)
-                look = (
-                    "(async () => { const all = [...document.images];"
-                    "await Promise.all(all.map(i => i.decode().catch(() => 0)));"
-                    "return {title: document.title, images: all.length,"
-                    "broken: all.filter(i => !i.naturalWidth).length,"
-                    "across: document.documentElement.scrollWidth} })()"
-                )
-                found = await ask("Runtime.evaluate", expression=look, awaitPromise=True, returnByValue=True)
-                return {**found["result"]["value"], "problems": problems, "requests": requests}
-    finally:
-        browser.kill()
-        browser.wait()
+    async with tab(profile) as page:
+        await page.open(address, width)
+        found: dict[str, Any] = await page.run(
+            "(async () => { const all = [...document.images];"
+            "await Promise.all(all.map(i => i.decode().catch(() => 0)));"
+            "return {title: document.title, images: all.length,"
+            "broken: all.filter(i => !i.naturalWidth).length,"
+            "across: document.documentElement.scrollWidth} })()"
+        )
+        return {**found, "problems": page.problems, "requests": page.requests}

@@ -50,7 +50,7 @@ def test_a_node_that_dies_in_a_stage_costs_nothing_but_time(calm: Run, cluster: 
     run = Run(calm.manifest, tmp_path / "nodes", calm.mlflow, address=cluster.address)
     process = run.start()
     wait_until(lambda: run.step() > SAVE_EVERY + 3, process)
-    node = cluster.list_all_nodes[-1]
+    node = cluster.list_all_nodes()[-1]
     assert len(worker_of(node)) == 1
     cluster.remove_node(node, allow_graceful=False)
     cluster.add_node(num_cpus=1, object_store_memory=100_000_000)
@@ -74,7 +74,7 @@ def test_workers_that_become_one_and_two_again_consume_the_same_samples(
     process = run.start()
     wait_until(lambda: run.step() > SAVE_EVERY + 3, process)
     assert run.attempts()[-1][0] == 2
-    node = cluster.list_all_nodes[-1]
+    node = cluster.list_all_nodes()[-1]
     reason = 2  # DRAIN_NODE_REASON_PREEMPTION
     deadline_ms = int((time.time() + NOTICE_S) * 1000)
     accepted, _ = GcsClient(cluster.address).drain_node(node.node_id, reason, "spot reclaim", deadline_ms)

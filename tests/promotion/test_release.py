@@ -10,8 +10,9 @@ from typer.testing import CliRunner
 
 from sightloom.cli import cli
 from sightloom.errors import GateNotPassed, SightloomError, UserMistake
+from sightloom.evaluation.examples import Example
 from sightloom.evaluation.gate import GateRules
-from sightloom.evaluation.suites import Example, from_jsonl
+from sightloom.evaluation.jsonl import from_jsonl
 from sightloom.model.scratch import build_folder
 from sightloom.progress import NullProgress
 from sightloom.promotion.ledger import Ledger

@@ -12,7 +12,7 @@ from sightloom.config import load
 from sightloom.data.shards.manifest import read_manifest
 from sightloom.errors import SightloomError, UserMistake
 from sightloom.evaluation.best_of import BestOf
-from sightloom.evaluation.suites import Example
+from sightloom.evaluation.examples import Example
 from sightloom.model.chat import Encoder
 from sightloom.model.load import load as load_model
 from sightloom.model.reward import RewardModel

@@ -30,6 +30,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "train": ("train", "Train a model through the stages of a curriculum."),
     "merge": ("merge", "Merge models that were trained from one start into one."),
     "evaluate": ("evaluate", "Ask a model the held-out questions of a suite, per domain."),
+    "register": ("register", "Make an exported model a version in MLflow."),
     "promote": ("release", "Let a registered version become champion, if it passes the gate."),
     "rollback": ("release", "Make the previous champion the champion again."),
     "history": ("release", "Show who promoted what, when and why."),
@@ -39,10 +40,15 @@ VERBS: dict[str, tuple[str, str]] = {
     "jobs": ("jobs", "List, show, follow, stop and retry submitted jobs."),
     "render": ("jobs", "Write a job as a manifest for Kubernetes, a request or a script."),
     "package": ("jobs", "Pack a job's code and put it where a cluster reads it."),
+    "infra": ("infra", "Write the generated files of infra/, and check all of it."),
+    "up": ("stack", "Start Ray, MLflow, the endpoint and Prometheus on this machine."),
+    "status": ("stack", "Show how each part of the local stack stands."),
+    "down": ("stack", "End the local stack and everything on it."),
     "ask": ("ask", "Ask a served model about a picture."),
 }
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DEDUP_LOGS": "0",  # what Ray holds back as a repetition it prints at the very end, after the result, on stdout
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",  # a checkpoint report costs 2.0 s at Ray's default, 0.11 s at this
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_LOGGING_LEVEL": "WARNING",

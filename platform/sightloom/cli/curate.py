@@ -8,7 +8,6 @@ from rich.console import Console
 
 from sightloom.cli import console
 from sightloom.cli.console import LOCAL, Ray
-from sightloom.cli.later import Later
 from sightloom.cli.recipes import (
     Alone,
     AsJson,
@@ -22,6 +21,7 @@ from sightloom.cli.recipes import (
     reasons,
 )
 from sightloom.errors import UserMistake
+from sightloom.later import Later
 from sightloom.progress import terminal_progress
 
 if TYPE_CHECKING:
@@ -55,7 +55,13 @@ def register(app: typer.Typer) -> None:
         single_writer: Alone = False,
         ray: Ray = LOCAL,
         store: Annotated[
-            str | None, typer.Option("--store", help="MLflow store that the run is logged to.", show_default="none")
+            str | None,
+            typer.Option(
+                "--store",
+                envvar="MLFLOW_TRACKING_URI",
+                help="MLflow store that the run is logged to.",
+                show_default="none",
+            ),
         ] = None,
         as_json: AsJson = False,
     ) -> None:
@@ -66,6 +72,8 @@ def register(app: typer.Typer) -> None:
         sightloom curate pipelines/recipes/photos.yaml --set out=out/photos
         """
         parsed = read_recipe(recipe, overrides)
+        if plan and preview_rows:
+            raise UserMistake("--plan reads listings only, --preview scores a sample", "give one of them")
         if plan:
             found = forecast.forecast(parsed, cores or os.cpu_count() or 1)
             console.emit(found.to_json(), as_json, lambda page: _show_forecast(page, found))

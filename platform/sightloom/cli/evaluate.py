@@ -1,6 +1,7 @@
 """The verb evaluate."""
 
 import os
+from contextlib import ExitStack
 from typing import Annotated
 
 import typer
@@ -8,9 +9,14 @@ from rich.console import Console
 from rich.table import Table
 
 from sightloom.cli import console
+from sightloom.demo.corpus.examples import GENERATORS
+from sightloom.errors import UserMistake
 from sightloom.evaluation.evaluate import Target, run
 from sightloom.evaluation.result import Measure, Result
+from sightloom.model.load import fetch
 from sightloom.progress import terminal_progress
+from sightloom.serving.engines.transformers import TransformersSettings
+from sightloom.serving.private import private_endpoint
 
 
 def register(app: typer.Typer) -> None:
@@ -29,6 +35,9 @@ def evaluate(
     out: Annotated[
         str, typer.Option(help="Folder for report.html, rows.jsonl and result.json.", show_default="nothing is written")
     ] = "",
+    serve: Annotated[
+        bool, typer.Option("--serve", help="Ask --checkpoint through a private endpoint, as it will be served.")
+    ] = False,
     best_of: Annotated[
         int, typer.Option(min=1, help="Sample so many answers; the reward model chooses.", show_default=False)
     ] = 1,
@@ -42,27 +51,51 @@ def evaluate(
     """Ask a model the questions of a suite and measure it per domain, with confidence intervals and chance levels."""
     key = os.environ.get("SIGHTLOOM_API_KEY", "")
     target = Target(checkpoint, endpoint, model, key, best_of, reward_model)
-    result = run(suite, target, manifest or None, out or None, set_ or [], terminal_progress())
+    if serve and (not checkpoint or reward_model):
+        raise UserMistake("--serve asks --checkpoint through an endpoint, once a question: give it, without --best-of")
+    with ExitStack() as held:
+        address = ""
+        if serve:
+            address = held.enter_context(private_endpoint(fetch(checkpoint), TransformersSettings()))
+        result = run(suite, target, manifest or None, out or None, set_ or [], terminal_progress(), address, GENERATORS)
     console.emit(result.to_json(), as_json, lambda screen: _show(screen, result, out))
 
 
 def _show(screen: Console, result: Result, out: str) -> None:
     table = Table(box=None, pad_edge=False)
-    for title in ("domain", "accuracy", "95 % interval", "n", "constant answer", "needs steps"):
-        table.add_column(title, justify="left" if title == "domain" else "right")
-    for name, measure in result.domains.items():
-        steps = f"{measure.needs_steps.value:.1%}" if measure.needs_steps else "–"
-        table.add_row(name, *_cells(measure), f"{measure.chance_constant:.1%}", steps)
-    steps = f"{result.needs_steps.value:.1%}" if result.needs_steps else "–"
-    table.add_row("all", *_cells(result.overall), f"{result.chance_constant:.1%}", steps, style="bold")
+    for title in ("domain", "metric", "value", "95 % interval", "n", "constant answer", "needs steps"):
+        table.add_column(title, justify="left" if title in ("domain", "metric") else "right")
+    for name, domain in result.domains.items():
+        steps = _percent(domain.needs_steps.value) if domain.needs_steps else "–"
+        table.add_row(name, *_cells(domain), _percent(domain.chance_constant), steps)
+        for measure in domain.metrics.values():
+            if measure.metric not in (domain.metric, "score", "relaxed_accuracy"):
+                table.add_row("", *_cells(measure), "", "")
+    steps = _percent(result.needs_steps.value) if result.needs_steps else "–"
+    table.add_row("all", *_cells(result.overall), _percent(result.chance_constant), steps, style="bold")
+    for name, its in result.imported.items():
+        for measure in its.values():
+            table.add_row(f"{name} (imported)", *_cells(measure, percent=False), "", "", style="dim")
     screen.print(table)
-    screen.print(f"\nwell-formed answers  {result.format.value:.1%}     errors  {result.errors}")
+    shares = "     ".join(f"{name.replace('_', ' ')}  {_percent(its.value)}" for name, its in result.format.items())
+    screen.print(f"\n{shares}     errors  {result.errors}")
+    for speed in result.perf:
+        screen.print(
+            f"{speed.clients} clients  {speed.tokens_per_s:.0f} tokens/s  TTFT p95 {1000 * speed.ttft_p95_s:.0f} ms  "
+            f"TPOT p95 {1000 * speed.tpot_p95_s:.1f} ms  ({speed.n} requests, {speed.errors} errors)"
+        )
     if out:
         screen.print(f"report  {out}/report.html", soft_wrap=True)
     else:
         screen.print("next: the same with --out DIR writes a report with pictures, thinking and answers")
 
 
-def _cells(measure: Measure) -> tuple[str, str, str]:
+def _cells(measure: Measure, percent: bool = True) -> tuple[str, str, str, str]:
     low, high = measure.ci
-    return f"{measure.value:.1%}", f"{low:.1%} – {high:.1%}", str(measure.n)
+    if percent and measure.metric not in ("cider", "clip_score"):
+        return measure.metric, _percent(measure.value), f"{_percent(low)} – {_percent(high)}", str(measure.n)
+    return measure.metric, f"{measure.value:.3f}", f"{low:.3f} – {high:.3f}", str(measure.n)
+
+
+def _percent(value: float) -> str:
+    return f"{value:.1%}"

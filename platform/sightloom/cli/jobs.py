@@ -12,10 +12,13 @@ from rich.console import Console
 from rich.table import Table
 
 from sightloom.cli import console
+from sightloom.cli.console import LOCAL
+from sightloom.cli.stack import FOLDER
 from sightloom.cluster import submit as jobs
 from sightloom.cluster.client import Job, JobsApi
 from sightloom.cluster.clusters import find_cluster
 from sightloom.cluster.jobspec import JobSpec, read_job
+from sightloom.cluster.local.stack import local_cluster
 from sightloom.cluster.package import pack, publish
 from sightloom.cluster.renderers import TARGETS, Placed, render
 from sightloom.errors import SightloomError, UserMistake
@@ -27,7 +30,9 @@ Overrides = Annotated[
 ]
 To = Annotated[
     str,
-    typer.Option("--cluster", envvar="SIGHTLOOM_CLUSTER", help="A name of the clusters file, or http://HOST:8265."),
+    typer.Option(
+        "--cluster", envvar="SIGHTLOOM_CLUSTER", help="A name of the clusters file, http://HOST:8265, or `local`."
+    ),
 ]
 File = Annotated[
     Path, typer.Option("--clusters", envvar="SIGHTLOOM_CLUSTERS", help="The clusters file.", show_default=True)
@@ -164,6 +169,8 @@ def retry_verb(id: Id, cluster: To, clusters: File = CLUSTERS, as_json: AsJson =
 
 
 def _api(cluster: str, clusters: Path) -> JobsApi:
+    if cluster == LOCAL:
+        return JobsApi(*local_cluster(Path(os.environ.get("SIGHTLOOM_FOLDER", FOLDER))))
     found, token = find_cluster(cluster, clusters.expanduser(), os.environ)
     return JobsApi(found, token)
 

@@ -12,6 +12,7 @@ from rich.table import Table
 from sightloom.cli import console
 from sightloom.cli.console import DEFAULT_STORE, Store
 from sightloom.config import load
+from sightloom.demo.corpus.examples import GENERATORS
 from sightloom.errors import UserMistake
 from sightloom.evaluation.gate import GateRules
 from sightloom.evaluation.suites import Suite, read_suite
@@ -88,7 +89,7 @@ def judge(
     state = Ledger(uri).read().model(found.name)
     check_candidate(state, found.version)
     with progress.step("read suite"):
-        examples = read_suite(suite, manifest or None)
+        examples = read_suite(suite, manifest or None, GENERATORS)
     tracker = MlflowTracker(uri, "gates")
     evidence = release.gather(registry, state, found, rules, examples, cache_folder(cache), tracker, progress)
     return found, evidence

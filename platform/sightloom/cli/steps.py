@@ -8,7 +8,6 @@ from rich.console import Console
 from sightloom import storage
 from sightloom.cli import console
 from sightloom.cli.console import LOCAL, Ray
-from sightloom.cli.later import Later
 from sightloom.cli.recipes import (
     Alone,
     AsJson,
@@ -23,6 +22,7 @@ from sightloom.cli.recipes import (
     reasons,
 )
 from sightloom.errors import UserMistake
+from sightloom.later import Later
 from sightloom.progress import terminal_progress
 
 if TYPE_CHECKING:
@@ -59,26 +59,37 @@ def register(app: typer.Typer) -> None:
 
     @app.command("dedup")
     def dedup_verb(
-        recipe: RecipeFile, overrides: Overrides = None, replace: Replace = False, as_json: AsJson = False
+        recipe: RecipeFile,
+        overrides: Overrides = None,
+        replace: Replace = False,
+        single_writer: Alone = False,
+        ray: Ray = LOCAL,
+        as_json: AsJson = False,
     ) -> None:
         """Find the duplicates among scored rows.
 
         sightloom dedup pipelines/recipes/photos.yaml --set out=out/photos
         """
         parsed = read_recipe(recipe, overrides)
-        result = steps.run_dedup(parsed, terminal_progress(), curation.Settings(replace), recipe)
+        settings = curation.Settings(replace, single_writer=single_writer, ray=ray)
+        result = steps.run_dedup(parsed, terminal_progress(), settings, recipe)
         _emit(result, as_json, f"sightloom select {recipe}")
 
     @app.command("select")
     def select_verb(
-        recipe: RecipeFile, overrides: Overrides = None, replace: Replace = False, as_json: AsJson = False
+        recipe: RecipeFile,
+        overrides: Overrides = None,
+        replace: Replace = False,
+        single_writer: Alone = False,
+        as_json: AsJson = False,
     ) -> None:
         """Decide about every row: what stays, and the one reason of each that goes.
 
         sightloom select pipelines/recipes/photos.yaml --set out=out/photos
         """
         parsed = read_recipe(recipe, overrides)
-        result = steps.run_select(parsed, terminal_progress(), curation.Settings(replace), recipe)
+        settings = curation.Settings(replace, single_writer=single_writer)
+        result = steps.run_select(parsed, terminal_progress(), settings, recipe)
         _emit(result, as_json, f"sightloom pack {recipe}")
 
     @app.command("pack")
@@ -86,6 +97,7 @@ def register(app: typer.Typer) -> None:
         recipe: RecipeFile,
         overrides: Overrides = None,
         replace: Replace = False,
+        single_writer: Alone = False,
         ray: Ray = LOCAL,
         as_json: AsJson = False,
     ) -> None:
@@ -94,17 +106,21 @@ def register(app: typer.Typer) -> None:
         sightloom pack pipelines/recipes/photos.yaml --set out=out/photos
         """
         parsed = read_recipe(recipe, overrides)
-        result = steps.run_pack(parsed, terminal_progress(), curation.Settings(replace, ray=ray), recipe)
+        settings = curation.Settings(replace, single_writer=single_writer, ray=ray)
+        result = steps.run_pack(parsed, terminal_progress(), settings, recipe)
         _emit(result, as_json, f"sightloom verify {result.manifest} --deep")
 
     @app.command("report")
-    def report_verb(recipe: RecipeFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    def report_verb(
+        recipe: RecipeFile, overrides: Overrides = None, single_writer: Alone = False, as_json: AsJson = False
+    ) -> None:
         """Write the page of finished shards: funnel, histograms, pictures around each cut.
 
         sightloom report pipelines/recipes/photos.yaml --set out=out/photos
         """
         parsed = read_recipe(recipe, overrides)
-        _emit(steps.run_report(parsed, terminal_progress(), curation.Settings(), recipe), as_json, "")
+        settings = curation.Settings(single_writer=single_writer)
+        _emit(steps.run_report(parsed, terminal_progress(), settings, recipe), as_json, "")
 
     @app.command("gc")
     def gc_verb(

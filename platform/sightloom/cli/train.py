@@ -1,5 +1,6 @@
 """The verb train."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -11,8 +12,8 @@ from rich.table import Table
 
 from sightloom.cli import console
 from sightloom.cli.console import LOCAL, Ray
-from sightloom.cli.later import Later
 from sightloom.config import load
+from sightloom.later import Later
 from sightloom.progress import terminal_progress
 from sightloom.training.curriculum import Curriculum
 
@@ -63,7 +64,9 @@ def train_verb(
             {"stages": [asdict(stage) for stage in planned]}, as_json, lambda screen: _show_plan(screen, planned)
         )
         return
-    store = options.tracking.uri or f"sqlite:///{Path(out).absolute()}/mlflow.db"
+    store = (
+        options.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path(out).absolute()}/mlflow.db"
+    )
     tracker = tracking.open_tracker(store, options.tracking.experiment)
     result = stages.train(options, out, terminal_progress(), tracker, ray, only or None)
     console.emit(result.to_json(), as_json, lambda screen: _show(screen, result, store))

@@ -150,13 +150,22 @@ class JobsApi:
         return self.get(id)
 
     def growing(self, id: str, pause_s: float) -> Iterator[str]:
-        """A job's log as it grows, in parts (empty ones where nothing came), until the job ends."""
-        seen = 0
+        """A job's log as it grows, in parts (empty ones where nothing came), until the job ends.
+
+        A log that cannot be read (it lies on the driver's node, which may be dying) is said once and does not end it.
+        """
+        seen, told = 0, False
         while True:
             done = self.get(id).done  # asked first: what it wrote last is read after it ended
-            text = self.logs(id)
-            yield text[seen:]
-            seen = max(seen, len(text))
+            try:
+                text = self.logs(id)
+                yield text[seen:]
+                seen = max(seen, len(text))
+            except UserMistake:
+                raise
+            except SightloomError as error:
+                yield "" if told else f"the log cannot be read, its node may be gone: {error.message}\n"
+                told = True
             if done:
                 return
             time.sleep(pause_s)
@@ -175,6 +184,8 @@ class JobsApi:
         return answer
 
     def _ok(self, answer: httpx.Response, what: str) -> httpx.Response:
+        if answer.status_code == 404 and not what:
+            raise UserMistake(f"what answers at {self.address} is no Ray dashboard", "is this the right port (8265)?")
         if answer.status_code == 404:
             raise UserMistake(f"{self.address} knows no job '{what}'", "sightloom jobs list names them")
         if not answer.is_success:

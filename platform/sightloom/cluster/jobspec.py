@@ -21,6 +21,7 @@ Kind = Literal["curate", "train", "evaluate", "release", "serve", "command"]
 CONFIGS: Final[dict[str, type[Frozen]]] = {
     "curate": Recipe, "train": Curriculum, "evaluate": Suite, "release": GateRules,
 }  # fmt: skip
+_SET: Final = "set."  # what follows is one key of the config, dots and all
 _CRON: Final = re.compile(r"@(yearly|annually|monthly|weekly|daily|hourly)|(\S+\s+){4}\S+")
 _Variable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 _Label = Annotated[str, Field(pattern=r"^[a-z]([-a-z0-9]{0,28}[a-z0-9])?$")]
@@ -196,7 +197,9 @@ def read_job(path: str | Path, overrides: list[str] | None = None, root: Path | 
     Raises:
         UserMistake: the job or its config is not valid, or a plain variable looks like a secret.
     """
-    spec = load(JobSpec, path, overrides or [])
+    spec = load(JobSpec, path, [word for word in overrides or [] if not word.startswith(_SET)])
+    if of_config := [word.removeprefix(_SET) for word in overrides or [] if word.startswith(_SET)]:
+        spec = spec.model_copy(update={"set": {**spec.set, **_keys(of_config)}})
     refuse_secrets(spec.env, spec.allow_plain, str(path))
     check_config(spec, root or Path.cwd())
     return spec
@@ -217,6 +220,19 @@ def check_config(spec: JobSpec, root: Path) -> None:
     parsed = load(CONFIGS[spec.kind], root / spec.config, spec.overrides)
     if isinstance(parsed, GateRules):
         load(Suite, (root / spec.config).parent / parsed.suites)
+
+
+def _keys(overrides: list[str]) -> dict[str, Any]:
+    keys = {}
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key:
+            raise UserMistake(f"override '{_SET}{override}' is not of the form key=value", "e.g. --set set.run.seed=7")
+        try:
+            keys[key] = yaml.safe_load(text) if text else ""
+        except yaml.YAMLError as error:
+            raise UserMistake(f"the value of override '{_SET}{override}' is not valid YAML") from error
+    return keys
 
 
 def _as_yaml(value: Any) -> str:

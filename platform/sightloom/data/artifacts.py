@@ -15,12 +15,13 @@ from sightloom import storage
 from sightloom.config import canonical_json, digest
 from sightloom.data.decisions import parts_of, read_parts
 from sightloom.data.dedup.duplicates import OUTSIDE, Duplicates
-from sightloom.data.ledger import list_names, parquet_bytes
+from sightloom.data.ledger import parquet_bytes
 from sightloom.data.prepare import Prepared
 from sightloom.data.recipe import Recipe
 from sightloom.data.select.columns import Scored
 from sightloom.data.shards.foreign import foreign_files
 from sightloom.data.shards.manifest import BuiltShard, File, Manifest
+from sightloom.errors import UserMistake
 
 PLAN_COLUMNS = ("shard", "series", "pos", "key", "uid", "copy", "src", "src_pos", "src_offset", "src_size",
                 "bound_bytes")  # fmt: skip
@@ -84,14 +85,22 @@ def forget_other_plans(recipe: Recipe, fingerprint: str) -> None:
             storage.delete(info.uri)
 
 
+def _names(folder: str) -> list[str]:
+    """Return the names in a folder; none where there is no folder yet."""
+    try:
+        return [info.uri.rsplit("/", 1)[-1] for info in storage.listing(folder)]
+    except UserMistake:
+        return []
+
+
 def _any(recipe: Recipe) -> bool:
-    return any(name.endswith(".tar") for name in list_names(storage.join(recipe.out, "shards", recipe.name)))
+    return any(name.endswith(".tar") for name in _names(storage.join(recipe.out, "shards", recipe.name)))
 
 
 def delete_strangers(folder: str, manifest: Manifest) -> None:
     """Delete files of an unfinished or replaced run that the new manifest does not name."""
     named = {name for entry in manifest.shards for name in (entry.name, entry.name + ".idx", entry.table)}
-    for name in list_names(folder):
+    for name in _names(folder):
         if name.endswith((".tar", ".tar.idx", ".parquet")) and name not in named:
             storage.delete(storage.join(folder, name))
 

@@ -6,6 +6,7 @@ the manifest is written last. Killed anywhere, the same command goes on and ends
 
 from __future__ import annotations
 
+import uuid
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ from sightloom import runtime, storage
 from sightloom.config import canonical_json
 from sightloom.data import artifacts, decisions, engine, fetch, lineage
 from sightloom.data.dedup.duplicates import Duplicates
-from sightloom.data.dedup.find import columns_needed, find_duplicates
+from sightloom.data.dedup.find import find_among
 from sightloom.data.derived import blocks, derive, unlabelled
 from sightloom.data.embedding import encode_labels
 from sightloom.data.embeddings import open_embeddings
@@ -46,7 +47,8 @@ if TYPE_CHECKING:
 
 __all__ = ["CurationResult", "Settings", "curate"]
 
-PACKED = ("uid", "src", "src_pos", "src_offset", "src_size", "payload_bytes", "image_bytes", *TABLE_COLUMNS, FILE)
+PACKED = ("uid", "src", "src_pos", "src_offset", "src_size", "payload_bytes", "image_bytes", "blake3", *TABLE_COLUMNS,
+          FILE)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -205,9 +207,9 @@ def dedup(prepared: Prepared, scored: Scored, progress: Progress) -> Duplicates:
         with progress.step("dedup", total=scored.num_rows, unit="rows") as step:
             config = prepared.recipe.dedup
             compared = {name: open_embeddings(scored, f"clip_{name}") for name in prepared.compared}
-            table = scored.read(columns_needed(config, prepared.references))
             run = partial(engine.run_tasks, num_cpus=1.0)
-            found = find_duplicates(table, config, compared, prepared.references, run)
+            between = storage.join(out, "dedup", fingerprint, f"buckets-{uuid.uuid4().hex[:8]}")
+            found = find_among(scored, config, compared, prepared.references, run, between)
             artifacts.write_duplicates(out, fingerprint, scored, found)
             step.advance(scored.num_rows)
     return found

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,11 +21,9 @@ from sightloom.data.ledger import NOTHING, FileState, Group, commit, committed, 
 from sightloom.data.signals.banks import BankSpec, labels_uri
 from sightloom.data.signals.config import ScoreConfig
 from sightloom.data.signals.heads import HeadSpec, resolve_head
+from sightloom.data.signals.scorers import ClipSpec
 from sightloom.data.sources.chunks import SourceFile
 from sightloom.errors import SightloomError, UserMistake
-
-if TYPE_CHECKING:
-    from sightloom.data.signals.clip import ClipSpec
 
 BLOCK_ROWS = 100_000
 READERS = 8

@@ -1,21 +1,31 @@
-"""The third stage of scoring: the models' towers on what `measure_chunk` cut, one commit a group and chunk."""
+"""The third stage of scoring: the models' towers on what `measure_chunk` cut, one commit a group and chunk.
+
+The driver names what runs here and holds no torch; the actors and tasks load it.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import torch
 
 from sightloom.data.ledger import commit
 from sightloom.data.scoring import Row, ScorePlan, problem_of, to_row, to_table
 from sightloom.data.signals.banks import BankSpec, mean_labels, write_labels
-from sightloom.data.signals.clip import ClipModel, ClipSpec
+from sightloom.data.signals.scorers import ClipSpec
 from sightloom.errors import SightloomError
+from sightloom.later import Later
+
+if TYPE_CHECKING:
+    import torch
+
+    from sightloom.data.signals import clip
+else:
+    torch, clip = Later("torch"), Later("sightloom.data.signals.clip")
 
 
 class Embed:
@@ -24,7 +34,9 @@ class Embed:
     def __init__(self, plan: ScorePlan, specs: tuple[ClipSpec, ...], device: str, threads: int) -> None:
         torch.set_num_threads(threads)
         self.plan = plan
-        self.models = [ClipModel(spec, device) for spec in specs]
+        loaded = {spec.loaded: spec for spec in reversed(specs)}  # a scorer serves its masked one too
+        models = {name: clip.ClipModel(spec, device) for name, spec in loaded.items()}
+        self.models = [models[spec.loaded] for spec in specs]
         self.embeddings = [spec.scorer.embeddings for spec in specs]
 
     def __call__(self, row: Row) -> Row:
@@ -35,7 +47,7 @@ def encode_labels(work: tuple[ClipSpec, tuple[tuple[BankSpec, str], ...]]) -> No
     """Encode the prompts of some banks by their scorer, on one core, and keep the label features in their folders."""
     spec, banks = work
     torch.set_num_threads(1)
-    model = ClipModel(spec, "cpu")
+    model = clip.ClipModel(spec, "cpu")
 
     def encode(prompts: list[str]) -> npt.NDArray[np.float32]:
         with torch.inference_mode():
@@ -61,16 +73,19 @@ def embed_chunk(row: Row, plan: ScorePlan, models: Sequence[Any], keep: Sequence
     table = to_table(row["payload"])
     rows_n, kinds = table.column("row").to_numpy(), table.column("kind").to_pylist()
     texts = table.column("text").to_pylist()
+    encoded: dict[tuple[int, tuple[int, ...]], Any] = {}  # text features by model and rows
     try:
         for number in scored:
             spec = plan.crops[plan.crop_of[number]]
             column = table.column(f"crop_{plan.crop_of[number]}").combine_chunks()
             crops = _pixels(column, table.num_rows, spec.side)
             wanted = [place for place, kind in enumerate(kinds) if kind in plan.clip_kinds[number]]
-            result = models[number].score(crops[wanted], [texts[place] for place in wanted])
+            model, same = models[number], (id(models[number]), tuple(wanted))
+            result = model.score(crops[wanted], [texts[place] for place in wanted], encoded.get(same))
+            encoded[same] = result.text_ND
             group = plan.clips[number]
             scores: list[float | None] = [None] * header["rows"]
-            features = np.zeros((header["rows"], models[number].spec.dim), np.float16) if keep[number] else None
+            features = np.zeros((header["rows"], model.spec.dim), np.float16) if keep[number] else None
             for place, cosine in zip(wanted, result.cosine_N, strict=True):
                 scores[rows_n[place]] = float(cosine)
             if features is not None:

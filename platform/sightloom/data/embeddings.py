@@ -21,11 +21,11 @@ import numpy.typing as npt
 from sightloom import storage
 from sightloom.data.ledger import Group
 from sightloom.data.segments import Segment, read_segments
+from sightloom.data.signals.scorers import ClipSpec
 from sightloom.errors import SightloomError, UserMistake
 
 if TYPE_CHECKING:
     from sightloom.data.select.columns import Scored
-    from sightloom.data.signals.clip import ClipSpec
 
 BATCH = 100_000  # rows of a block: 100 MB at 512 features
 READERS = 16
@@ -126,7 +126,7 @@ def require_embeddings(what: str, scorer: str, specs: Sequence[ClipSpec]) -> Cli
         specs: all resolved scorers.
     """
     for number, spec in enumerate(specs):
-        if spec.scorer.name == scorer:
+        if spec.scorer.name == scorer and not spec.is_masked:
             if not spec.scorer.embeddings:
                 size = f"{2 * spec.dim / 1000:.1f} kB a row"
                 raise UserMistake(
@@ -134,7 +134,7 @@ def require_embeddings(what: str, scorer: str, specs: Sequence[ClipSpec]) -> Cli
                     f"set score.clip.{number}.embeddings=true ({size}) and score again",
                 )
             return spec
-    names = ", ".join(spec.scorer.name for spec in specs) or "none"
+    names = ", ".join(spec.scorer.name for spec in specs if not spec.is_masked) or "none"
     raise UserMistake(f"{what} names no scorer '{scorer}'", f"score.clip has: {names}")
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import gc
+import atexit
 import json
+import os
 import pickle
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
@@ -16,12 +18,14 @@ from sightloom.data.embedding import Embed
 from sightloom.data.fetch.slots import LEASE_S, Places, RemotePlaces
 from sightloom.data.prepare import Prepared
 from sightloom.data.recipe import Recipe
-from sightloom.data.scoring import Job, measure_chunk, read
+from sightloom.data.scoring import MEASURE_CPUS, Job, ScorePlan, measure_chunk, read
+from sightloom.data.signals.scorers import ClipSpec
 from sightloom.data.sources.config import UrlSource
 from sightloom.errors import SightloomError, UserMistake
 
-READ_CPUS, MEASURE_CPUS, EMBED_CPUS = 0.25, 0.75, 0.25  # on two cores: two chunks measured beside reader and scorer
+READ_CPUS, EMBED_CPUS = 0.25, 0.25  # with MEASURE_CPUS on two cores: two chunks measured beside reader and scorer
 WAVE_FILES = 2000  # of one Dataset: millions of blocks in one are where Ray Data gets slow
+SCORERS_START_S = 3600  # nothing is read before the scorers are there: it would only wait for them, in memory
 AT_ONCE = 64  # single tasks that wait or run
 Work = TypeVar("Work")
 
@@ -50,26 +54,63 @@ def _run(prepared: Prepared, missing: Sequence[Job], careful: bool) -> Iterator[
     rows.context.enable_progress_bars = False
     rows.context.print_on_execution_start = False
     rows.context.issue_detectors_config.detectors = []
+    rows.context.wait_for_min_actors_s = SCORERS_START_S
+    cores = max(1, int(ray.cluster_resources().get("CPU", 1)))
+    at_once = max(1, min(len(missing), cores // 2))  # more readers would only be more processes to hold in memory
     with warnings.catch_warnings():  # Ray 2.60 has no other way to say max_retries, and warns that this one will go
         warnings.simplefilter("ignore", DeprecationWarning)
-        rows = rows.flat_map(read, num_cpus=READ_CPUS, max_retries=2)
+        decode = prepared.recipe.score.workers.decode_resources or None
+        rows = rows.flat_map(
+            read,
+            compute=ray.data.TaskPoolStrategy(size=at_once),
+            num_cpus=READ_CPUS,
+            max_retries=2,
+            resources=decode,
+        )
         rows = rows.map(
-            measure_chunk, fn_kwargs={"plan": plan, "careful": careful}, num_cpus=MEASURE_CPUS, max_retries=2
+            measure_chunk,
+            fn_kwargs={"plan": plan, "careful": careful},
+            num_cpus=MEASURE_CPUS,
+            max_retries=2,
+            resources=decode,
         )
     if prepared.specs:
         gpus, actors = scorers(prepared)
-        cores = max(1, int(ray.cluster_resources().get("CPU", 1)))
         asked = prepared.recipe.score.workers.threads
         rows = rows.map(
-            Embed,
+            Scorer,
             fn_constructor_args=(plan, prepared.specs, "cuda" if gpus else "cpu",
                                  max(1, cores // actors) if asked == "auto" else asked),
             compute=ray.data.ActorPoolStrategy(size=actors),
             num_cpus=EMBED_CPUS,
             num_gpus=1 if gpus else None,
+            resources=prepared.recipe.score.workers.scorer_resources or None,
         )  # fmt: skip
-    for row in rows.iter_rows():
-        yield json.loads(row["header"])
+    try:
+        for row in rows.iter_rows():
+            yield json.loads(row["header"])
+    except ray.exceptions.GetTimeoutError as error:
+        raise SightloomError(
+            f"the scorers did not start within {SCORERS_START_S / 60:.0f} minutes",
+            "Ray has too few CPUs or GPUs free for score.workers; see `ray status`",
+        ) from error
+
+
+class Scorer(Embed):
+    """An actor that scores; its process ends with it.
+
+    Python takes seconds to take torch apart, object by object: so long the memory would be held beside the next step's.
+    """
+
+    def __init__(self, plan: ScorePlan, specs: tuple[ClipSpec, ...], device: str, threads: int) -> None:
+        super().__init__(plan, specs, device, threads)
+        atexit.register(_leave)
+
+
+def _leave() -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def scorers(prepared: Prepared) -> tuple[int, int]:
@@ -123,7 +164,6 @@ def run_tasks(function: Callable[[Work], Any], works: Iterable[Work], num_cpus: 
     finally:
         for reference in waiting:
             ray.cancel(reference)
-        gc.collect()  # a Dataset is a cycle: uncollected it keeps the scorers' actors and their memory through packing
 
 
 def _result(reference: Any) -> Any:

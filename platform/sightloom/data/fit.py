@@ -25,9 +25,10 @@ from safetensors.torch import save_file
 from sightloom import storage
 from sightloom.data.decode import Undecodable, decode
 from sightloom.data.recipe import FitConfig
-from sightloom.data.signals.clip import LOCAL, ClipModel, ClipSpec, encode_text, rank_auc, resolve, write_config
+from sightloom.data.signals.clip import ClipModel, encode_text, rank_auc
 from sightloom.data.signals.config import ClipScorer, DecodeLimits
 from sightloom.data.signals.crops import CropSpec, crop
+from sightloom.data.signals.scorers import LOCAL, ClipSpec, resolve, write_config
 from sightloom.data.sources.chunks import list_files, read_chunks
 from sightloom.data.sources.config import UrlSource
 from sightloom.data.sources.records import OK

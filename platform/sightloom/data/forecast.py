@@ -12,7 +12,7 @@ from sightloom.data.fetch.lists import url_lists
 from sightloom.data.ledger import committed
 from sightloom.data.prepare import Prepared, prepare, refuse_other, source_files
 from sightloom.data.recipe import Recipe
-from sightloom.data.scoring import jobs
+from sightloom.data.scoring import MEASURE_CPUS, jobs
 from sightloom.data.segments import rows_scored
 from sightloom.data.sources.chunks import SourceFile
 from sightloom.data.sources.config import UrlSource
@@ -21,7 +21,7 @@ from sightloom.errors import UserMistake
 BASE_BYTES = 300  # of a row's base columns
 SCORE_BYTES = 4  # of a row and score
 CORE_ROWS_PER_S = 170.0  # measured: one core at 448 x 336; 60 to 70 near one megapixel
-MEASURE_CPUS = 0.75
+OVERLAP_S = 0.03  # measured: finding text in a picture of 640 pixels at most, on one core
 
 
 @dataclass(frozen=True)
@@ -60,18 +60,20 @@ class Forecast:
         return asdict(self)
 
 
-def forecast(recipe: Recipe, cores: int, rows_per_s: float = CORE_ROWS_PER_S) -> Forecast:
+def forecast(recipe: Recipe, cores: int, rows_per_s: float | None = None) -> Forecast:
     """Say what `curate` would do, from listings and commits alone; nothing is written.
 
     Args:
         recipe: as given.
         cores: that would measure.
-        rows_per_s: a core, as a preview measured it.
+        rows_per_s: a core, as a preview measured it; None = as measured elsewhere.
 
     Raises:
         UserMistake: the recipe cannot work at all (a missing source, a wrong expression).
     """
     prepared = prepare(recipe, True)
+    if rows_per_s is None:
+        rows_per_s = round(1 / (1 / CORE_ROWS_PER_S + (OVERLAP_S if recipe.score.overlap is not None else 0.0)), 1)
     refusals = []
     try:
         refuse_other(prepared, None)

@@ -20,7 +20,9 @@ _NAMED_ONLY = re.compile(
     r"^(scores/[^/]+/(data|emb|segments)/[^/]+\.(parquet|npy)|fetch/[0-9a-f]{12}/gen-\d+/(tar|status)/[^/]+"
     r"|shards/[^/]+/[^/]+\.(tar|tar\.idx|parquet))$"
 )
-_ASIDE = re.compile(r"(^|/)\.[^/]+\.[0-9a-f]{12}$|(^|/)\.sightloom-probe-[0-9a-f]{12}$")
+_ASIDE = re.compile(
+    r"(^|/)\.[^/]+\.[0-9a-f]{12}$|(^|/)\.sightloom-probe-[0-9a-f]{12}$|^dedup/[^/]+/buckets-[0-9a-f]{8}/[^/]+$"
+)
 
 
 def find_garbage(out: str, older_than_s: float = DAY_S) -> list[FileInfo]:

@@ -86,16 +86,6 @@ def committed_in(folder: str) -> dict[str, FileState]:
     return {file_id: FileState(frozenset(found), last.get(file_id)) for file_id, found in chunks.items()}
 
 
-def list_names(folder: str) -> list[str]:
-    """Return the names in a folder; none where there is no folder yet."""
-    if not storage.exists(folder):
-        return []
-    try:
-        return [info.uri.rsplit("/", 1)[-1] for info in storage.listing(folder)]
-    except UserMistake:
-        return []  # an empty folder
-
-
 def commit(
     group: Group,
     chunk_id: str,

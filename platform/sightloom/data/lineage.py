@@ -18,6 +18,7 @@ from sightloom.data.shards.manifest import FORMAT, BuiltShard, File, Manifest, T
 from sightloom.data.shards.pack import TABLE_COLUMNS
 from sightloom.data.signals.config import licence_of
 from sightloom.data.signals.heads import HeadSpec
+from sightloom.data.signals.overlap import BROUGHT
 
 if TYPE_CHECKING:
     from sightloom.tracking import Tracker
@@ -79,7 +80,7 @@ def make_manifest(
 
 def _scorers(prepared: Prepared) -> Iterator[dict[str, Any]]:
     """Yield each set of weights that gave a column, with its licence; heads are named by their column."""
-    for spec in prepared.specs:
+    for spec in (spec for spec in prepared.specs if not spec.is_masked):
         yield {
             "name": spec.scorer.name,
             "model": spec.scorer.model,
@@ -87,6 +88,15 @@ def _scorers(prepared: Prepared) -> Iterator[dict[str, Any]]:
             "weights_sha256": spec.weights_sha256,
             "precision": spec.scorer.precision,
             "licence": licence_of(spec.scorer),
+        }
+    for mask in dict.fromkeys(spec.crop.mask for spec in prepared.specs if spec.crop.mask is not None):
+        yield {
+            "name": "overlap",
+            "model": "text detector",
+            "pretrained": mask.detector or BROUGHT,
+            "weights_sha256": mask.sha256,
+            "precision": "fp32",
+            "licence": None if mask.detector else "apache-2.0",
         }
     for derived in prepared.derived:
         if isinstance(derived.spec, HeadSpec):
@@ -107,7 +117,7 @@ def _columns(prepared: Prepared) -> dict[str, dict[str, str]]:
     for name in ("uid", *TABLE_COLUMNS):
         described[name] = {"type": str(COLUMNS[name][0]), "group": "base", "doc": COLUMNS[name][1]}
     for spec in prepared.specs:
-        doc = f"cosine of image and text by {spec.scorer.model}"
+        doc = f"cosine of image and text by {spec.scorer.model}" + (", text covered" if spec.is_masked else "")
         described[spec.column] = {"type": "float", "group": spec.column, "doc": doc}
     for derived in prepared.derived:
         for name, kind in derived.spec.columns.items():

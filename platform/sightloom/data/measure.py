@@ -11,16 +11,17 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from blake3 import blake3
 
 from sightloom.data.decode import EXTENSIONS, Undecodable, decode
 from sightloom.data.signals.caption import caption_signals
 from sightloom.data.signals.config import DecodeLimits
-from sightloom.data.signals.crops import CropSpec, crop
+from sightloom.data.signals.crops import CropSpec, views
 from sightloom.data.signals.picture import hash_inputs, perceptual_hashes, picture_signals, shrink
 from sightloom.data.sources.config import KeptType
 from sightloom.data.sources.records import OK, find
 
-VERSION = 1
+VERSION = 2
 INTERNAL = "internal_error"
 TEXT_KEPT = 1000
 ARROW_TYPES: dict[KeptType, pa.DataType] = {
@@ -66,6 +67,7 @@ COLUMNS: dict[str, tuple[pa.DataType, str]] = {
     "entropy": (pa.float32(), "bits of the grey histogram"),
     "flatness": (pa.float32(), "share of the commonest grey"),
     "sha256": (pa.string(), "SHA-256 of the image bytes, hex"),
+    "blake3": (pa.binary(32), "BLAKE3 of the image bytes: packing proves by it that they are the scored ones"),
     "phash": (pa.binary(8), "DCT hash, 64 bits"),
     "phash256": (pa.binary(32), "DCT hash, 256 bits"),
     "thumb": (pa.binary(48), "4x4 RGB thumbnail"),
@@ -186,6 +188,7 @@ def _identity(record: dict[str, Any], src: str) -> dict[str, Any]:
         "text": record["text"][:TEXT_KEPT],
         "payload_bytes": len(image) + pair_bytes + len(meta),
         "sha256": hashlib.sha256(image).hexdigest() if image else None,
+        "blake3": blake3(image).digest() if image else None,
         "image_bytes": len(image) if image else None,
         **{name: record[name] for name in ("status", "detail", "kind", "domain")},
         **{name: record[name] for name in ("task", "turns", "answer_kind", "reasoning_chars")},
@@ -203,7 +206,7 @@ def look(data: bytes, limits: DecodeLimits, pictures: Pictures, specs: Sequence[
     pictures.coarse.append(coarse)
     pictures.fine.append(fine)
     pictures.thumbs.append(thumb)
-    pictures.crops.append([crop(decoded.image, spec) for spec in specs])
+    pictures.crops.append(views(decoded.image, specs))
     pictures.facts.append(
         {
             "width": decoded.width,

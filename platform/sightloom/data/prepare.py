@@ -21,7 +21,9 @@ from sightloom.data.select.choose import Compiled, compile_selection
 from sightloom.data.select.rows import COUNTED
 from sightloom.data.shards.manifest import Manifest, read_manifest
 from sightloom.data.shards.series import is_groupable
-from sightloom.data.signals.clip import LOCAL, ClipSpec, resolve
+from sightloom.data.signals.config import ScoreConfig
+from sightloom.data.signals.overlap import resolve_mask
+from sightloom.data.signals.scorers import LOCAL, ClipSpec, is_weights_file, resolve
 from sightloom.data.sources.chunks import SourceFile, list_files
 from sightloom.data.sources.config import KeptType, Source, UrlSource
 from sightloom.errors import UserMistake
@@ -87,7 +89,7 @@ def prepare(recipe: Recipe, replace: bool) -> Prepared:
     """
     recipe = _absolute(recipe)
     identity = recipe_identity(recipe)
-    resolved = [_group_of(recipe.out, resolve(scorer)) for scorer in recipe.score.clip]
+    resolved = [_group_of(recipe.out, spec) for spec in _scorers(recipe.score)]
     specs, clips = tuple(spec for spec, _ in resolved), tuple(group for _, group in resolved)
     keep: dict[str, KeptType] = {}
     for source in recipe.source:
@@ -166,6 +168,15 @@ def _group_of(out: str, spec: ClipSpec) -> tuple[ClipSpec, Group]:
     return spec, plain
 
 
+def _scorers(config: ScoreConfig) -> list[ClipSpec]:
+    """Look up the scorers, in the recipe's order, then those that see their pictures once more with text covered."""
+    specs = [resolve(scorer) for scorer in config.clip]
+    if config.overlap is None:
+        return specs
+    mask = resolve_mask(config.overlap)
+    return [*specs, *(spec.masked(mask) for spec in specs if spec.scorer.name in config.overlap.scorers)]
+
+
 def _score_columns(specs: Sequence[ClipSpec], every: Sequence[Derived]) -> dict[str, str]:
     """Return the type of each column of scorers, banks and heads."""
     found = {spec.column: "float" for spec in specs}
@@ -179,7 +190,7 @@ def recipe_identity(recipe: Recipe) -> dict[str, Any]:
     identity = jsonable(recipe)
     for name in ("out", "report", "fit"):
         identity.pop(name)
-    for name in ("workers", "max_failed"):
+    for name in ("workers", "max_failed", *(("overlap",) if recipe.score.overlap is None else ())):
         identity["score"].pop(name)
     for scorer in identity["score"]["clip"]:
         scorer.pop("embeddings")
@@ -247,6 +258,10 @@ def _absolute(recipe: Recipe) -> Recipe:
     for scorer in data["score"]["clip"]:
         if scorer["model"].startswith(LOCAL):
             scorer["model"] = LOCAL + _path(scorer["model"].removeprefix(LOCAL))
+        if scorer["pretrained"] is not None and is_weights_file(scorer["pretrained"]):
+            scorer["pretrained"] = _path(scorer["pretrained"])
+    if recipe.score.overlap is not None and recipe.score.overlap.detector is not None:
+        data["score"]["overlap"]["detector"] = _path(recipe.score.overlap.detector)
     for head in data["score"]["heads"]:
         head["weights"] = _path(head["weights"])
     for evaluation in data["dedup"]["decontaminate"]:

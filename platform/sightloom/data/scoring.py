@@ -26,6 +26,7 @@ from sightloom.data.sources.chunks import Chunk, SourceFile, read_chunks
 from sightloom.data.sources.config import KeptType
 from sightloom.errors import SightloomError, UserMistake
 
+MEASURE_CPUS = 0.75  # of a task that measures
 Row = dict[str, Any]  # header: str, payload: bytes
 
 

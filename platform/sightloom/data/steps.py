@@ -9,6 +9,7 @@ from sightloom import runtime
 from sightloom.data import artifacts, decisions, fetch
 from sightloom.data.curation import Settings, dedup, fetch_urls, pack, report, score_missing, scored_rows, select
 from sightloom.data.dedup.duplicates import Duplicates
+from sightloom.data.dedup.find import TASKS_ABOVE
 from sightloom.data.fetch import Inputs
 from sightloom.data.ledger import committed
 from sightloom.data.prepare import Prepared, open_out, prepare, refuse_other
@@ -44,6 +45,8 @@ def run_dedup(recipe: Recipe, progress: Progress, settings: Settings, name: str)
     """Find the duplicates among scored rows; `name` is how the recipe is called in messages."""
     clock, prepared = Clock(), _prepared(recipe, settings)
     inputs, scored = _scored(prepared, name)
+    if scored.num_rows > TASKS_ABOVE:
+        runtime.connect(settings.ray)
     return of_scored(scored, inputs, clock, dedup(prepared, scored, progress))
 
 

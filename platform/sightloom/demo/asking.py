@@ -7,7 +7,7 @@ from typing import Any
 
 import openai
 
-from sightloom.evaluation.suites import Example
+from sightloom.evaluation.examples import Example
 from sightloom.objectives.rewards import score
 
 _TIMEOUT_S = 120.0

@@ -1,7 +1,6 @@
 """The demo's road: corpus, filter network, curation, four training stages, gate, promotion, endpoint, answers."""
 
 import contextlib
-import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,7 +22,8 @@ from sightloom.evaluation.suites import Suite, read_suite
 from sightloom.progress import Progress
 from sightloom.promotion import release
 from sightloom.promotion.ledger import Ledger
-from sightloom.registry import Registry, Version, manifest_of
+from sightloom.registry import Registry
+from sightloom.registry.once import register_once
 from sightloom.serving import deploy
 from sightloom.tracking import MlflowTracker
 from sightloom.training.curriculum import Curriculum
@@ -193,7 +193,7 @@ class _Road:
         registry, ledger = Registry(self._store), Ledger(self._store)
         tags = {"sightloom.preset": "nano", "sightloom.data": manifest}
         with self._progress.step("register"):
-            version = _registered(registry, Path(trained["model_dir"]), trained["stages"][-1]["run_id"], tags)
+            version = register_once(registry, MODEL, Path(trained["model_dir"]), trained["stages"][-1]["run_id"], tags)
         state = ledger.read().model(MODEL)
         tracker = MlflowTracker(self._store, "gates")
         cache = self._out / "cache"
@@ -246,12 +246,3 @@ class _Road:
             },
             address=address,
         )
-
-
-def _registered(registry: Registry, folder: Path, run_id: str, tags: Mapping[str, str]) -> Version:
-    """The version of a model folder: the one that has its digest already, or a new one."""
-    digest = hashlib.sha256(manifest_of(folder)).hexdigest()
-    for version in registry.versions(MODEL):
-        if version.digest == digest:
-            return version
-    return registry.register(MODEL, folder, run_id, tags)

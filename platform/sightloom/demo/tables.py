@@ -17,7 +17,7 @@ def stage_figures(stages: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any
         whole = {"value": result["overall"], "n": result["n"], "ci": result["overall_ci"]}
         figures = {"all": whole, **result["domains"], "steps": result["needs_steps"]}
         if stage["name"].startswith(("reason", "specialize")):
-            figures["well_formed"] = result["format"]
+            figures["well_formed"] = result["format"]["well_formed"]
         yield {"name": stage["name"], "figures": figures, "chance": result["chance"]}
 
 

@@ -1,28 +1,18 @@
-"""Who answers: a model in this process, or any OpenAI-compatible endpoint."""
+"""Who answers: a model in this process; an OpenAI-compatible endpoint is in `endpoint.py`."""
 
-import base64
 import io
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
-import httpx
 from PIL import Image, UnidentifiedImageError
 
-from sightloom.errors import SightloomError, UserMistake
-from sightloom.evaluation.suites import Example
+from sightloom.evaluation.examples import Example
 from sightloom.model.chat import Encoder
 from sightloom.model.generation import Generation, GenerationRequest, Generator
 from sightloom.model.load import VLM
 from sightloom.model.thinking import parse_response
-from sightloom.records import Conversation
-
-_CONCURRENCY = 16
-_RETRIES = 8
-_LONGEST_WAIT_S = 30.0
-_BUSY = (429, 503)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +58,8 @@ class Answerer(Protocol):
         """
 
 
-def _nobody(count: int) -> None:
+def nobody(count: int) -> None:
+    """Nobody is told."""
     del count
 
 
@@ -92,7 +83,7 @@ class LocalAnswerer:
         examples: Sequence[Example],
         thinking: bool | None,
         max_new_tokens: int,
-        done: Callable[[int], None] = _nobody,
+        done: Callable[[int], None] = nobody,
     ) -> list[Prediction]:
         """Greedy answers; a picture that cannot be read is an error of its own example."""
         encoder = Encoder(self._vlm.processor)
@@ -103,7 +94,7 @@ class LocalAnswerer:
             try:
                 prompt = encoder.prompt(example.conversation, _decode(example.image), thinking)
             except ValueError as error:
-                predictions[example.id] = _failed(example.id, str(error), 0.0)
+                predictions[example.id] = failed(example.id, str(error), 0.0)
                 done(1)
                 continue
             asked.append((example, GenerationRequest(prompt, max_new_tokens, thinking_budget=self._budget)))
@@ -112,108 +103,11 @@ class LocalAnswerer:
             batch = asked[start : start + self._batch_size]
             began = time.perf_counter()
             generations = generator.generate([request for _, request in batch])
-            latency_ms = _since_ms(began)
+            latency_ms = since_ms(began)
             for (example, _), generation in zip(batch, generations, strict=True):
                 predictions[example.id] = _from_generation(example.id, generation, thinking, latency_ms)
             done(len(batch))
         return [predictions[example.id] for example in examples]
-
-
-class EndpointAnswerer:
-    """Answers through `POST /v1/chat/completions`, at most 16 requests at once.
-
-    429 and 503 are retried after the server's own `retry-after`; every other failure is the example's error.
-
-    Args:
-        base_url: the server's address, with or without `/v1`.
-        model: the name to ask for; empty takes the only one that the server lists.
-        key: bearer token, empty for none.
-        thinking_budget: sent as `thinking_token_budget`.
-
-    Raises:
-        UserMistake: the address does not answer, the key is refused or the model is not listed.
-    """
-
-    def __init__(
-        self,
-        base_url: str,
-        model: str = "",
-        key: str = "",
-        thinking_budget: int | None = None,
-        timeout_s: float = 300.0,
-    ) -> None:
-        self._url = base_url.rstrip("/").removesuffix("/v1") + "/v1"
-        headers = {"authorization": f"Bearer {key}"} if key else {}
-        self._client = httpx.Client(headers=headers, timeout=httpx.Timeout(timeout_s, connect=10.0), trust_env=False)
-        self._budget = thinking_budget
-        self.model = self._checked_model(model)
-
-    def answer(
-        self,
-        examples: Sequence[Example],
-        thinking: bool | None,
-        max_new_tokens: int,
-        done: Callable[[int], None] = _nobody,
-    ) -> list[Prediction]:
-        """Greedy answers over HTTP."""
-
-        def one(example: Example) -> Prediction:
-            prediction = self._one(example, thinking, max_new_tokens)
-            done(1)
-            return prediction
-
-        with ThreadPoolExecutor(_CONCURRENCY) as pool:
-            return list(pool.map(one, examples))
-
-    def close(self) -> None:
-        """Close the connections."""
-        self._client.close()
-
-    def _one(self, example: Example, thinking: bool | None, max_new_tokens: int) -> Prediction:
-        body: dict[str, Any] = {
-            "model": self.model,
-            "messages": _openai_messages(example.conversation, example.image),
-            "temperature": 0,
-            "max_completion_tokens": max_new_tokens,
-        }
-        if thinking is not None:
-            body["chat_template_kwargs"] = {"enable_thinking": thinking}
-        if thinking and self._budget is not None:
-            body["thinking_token_budget"] = self._budget
-        began = time.perf_counter()
-        for attempt in range(_RETRIES):
-            try:
-                response = self._client.post(f"{self._url}/chat/completions", json=body)
-            except httpx.HTTPError as error:
-                return _failed(example.id, f"{type(error).__name__}: {error}", _since_ms(began))
-            if response.status_code not in _BUSY:
-                break
-            time.sleep(_wait_s(response.headers.get("retry-after"), attempt))
-        if response.status_code != 200:
-            return _failed(example.id, f"HTTP {response.status_code}: {response.text[:300]}", _since_ms(began))
-        try:
-            return _from_response(example.id, response.json(), thinking, _since_ms(began))
-        except (ValueError, KeyError, IndexError, TypeError) as error:
-            return _failed(example.id, f"not a chat completion: {type(error).__name__}: {error}", _since_ms(began))
-
-    def _checked_model(self, model: str) -> str:
-        try:
-            response = self._client.get(f"{self._url}/models")
-        except httpx.HTTPError as error:
-            raise UserMistake(f"nothing answers at {self._url}: {error}", "is the server up?") from error
-        if response.status_code in (401, 403):
-            raise UserMistake(f"{self._url} refuses the key (HTTP {response.status_code})", "set SIGHTLOOM_API_KEY")
-        try:
-            names = [str(entry["id"]) for entry in response.raise_for_status().json()["data"]]
-        except (httpx.HTTPStatusError, ValueError, KeyError, TypeError) as error:
-            raise SightloomError(f"{self._url}/models is no OpenAI-compatible list: {error}") from error
-        if model and (model in names or model.partition("@")[0].partition(":")[0] in names):
-            return model  # pinned names such as name:13 need not be listed
-        models = [name for name in names if not any(name.startswith((f"{other}:", f"{other}@")) for other in names)]
-        if not model and len(models) == 1:
-            return models[0]  # what else is listed pins a version of it
-        asked = f"no model '{model}'" if model else "no model is named"
-        raise UserMistake(f"{asked}; {self._url} serves {', '.join(names) or 'nothing'}", "give --model")
 
 
 def _from_generation(id: str, generation: Generation, thinking: bool | None, latency_ms: float) -> Prediction:
@@ -228,41 +122,6 @@ def _from_generation(id: str, generation: Generation, thinking: bool | None, lat
     return Prediction(id, parsed.content, parsed.thinking, outcome, generation.finish, tokens, latency_ms)
 
 
-def _from_response(id: str, body: dict[str, Any], thinking: bool | None, latency_ms: float) -> Prediction:
-    choice = body["choices"][0]
-    message = choice["message"]
-    content = (message.get("content") or "").strip()
-    thought = message.get("reasoning_content") or message.get("reasoning")
-    finish = str(choice.get("finish_reason"))
-    outcome = (choice.get("sightloom") or {}).get("thinking")
-    if outcome is None:  # another server: judged by what it returned
-        if content:
-            outcome = "complete" if thought else "malformed" if thinking else "off"
-        else:
-            outcome = "truncated" if finish == "length" else "malformed"
-    tokens = int((body.get("usage") or {}).get("completion_tokens") or 0)
-    return Prediction(id, content, thought, str(outcome), finish, tokens, latency_ms)
-
-
-def _openai_messages(conversation: Conversation, image: bytes | None) -> list[dict[str, Any]]:
-    messages: list[dict[str, Any]] = []
-    for message in conversation.messages:
-        content: Any = message.text
-        if message.image and image is not None:
-            url = f"data:{_mime(image)};base64,{base64.b64encode(image).decode()}"
-            content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": message.text}]
-        messages.append({"role": message.role, "content": content})
-    return messages
-
-
-def _mime(image: bytes) -> str:
-    try:
-        with Image.open(io.BytesIO(image)) as opened:
-            return opened.get_format_mimetype() or "application/octet-stream"
-    except (UnidentifiedImageError, OSError):
-        return "application/octet-stream"  # the server shall say what it thinks of it
-
-
 def _decode(image: bytes | None) -> Image.Image | None:
     if image is None:
         return None
@@ -273,17 +132,11 @@ def _decode(image: bytes | None) -> Image.Image | None:
         raise ValueError(f"unreadable image: {error}") from error
 
 
-def _failed(id: str, reason: str, latency_ms: float) -> Prediction:
+def failed(id: str, reason: str, latency_ms: float) -> Prediction:
+    """A prediction that says why there is none."""
     return Prediction(id, "", None, "malformed", "error", 0, latency_ms, reason)
 
 
-def _since_ms(began: float) -> float:
+def since_ms(began: float) -> float:
+    """Milliseconds since a reading of the performance counter."""
     return (time.perf_counter() - began) * 1000
-
-
-def _wait_s(retry_after: str | None, attempt: int) -> float:
-    try:
-        asked = float(retry_after or "")
-    except ValueError:
-        asked = 0.5 * 2**attempt
-    return min(max(asked, 0.1), _LONGEST_WAIT_S)

@@ -8,8 +8,8 @@ from zlib import crc32
 
 from PIL import Image
 
-from sightloom.evaluation.answerers import LocalAnswerer, Prediction, _decode, _failed, _from_generation
-from sightloom.evaluation.suites import Example
+from sightloom.evaluation.answerers import LocalAnswerer, Prediction, _decode, _from_generation, failed
+from sightloom.evaluation.examples import Example
 from sightloom.model.chat import Encoder
 from sightloom.model.generation import GenerationRequest, Generator
 from sightloom.model.load import VLM
@@ -52,7 +52,7 @@ class BestOf(LocalAnswerer):
                 image = _decode(example.image)
                 prompt = encoder.prompt(example.conversation, image, thinking)
             except ValueError as error:
-                predictions.append(_failed(example.id, str(error), 0.0))
+                predictions.append(failed(example.id, str(error), 0.0))
                 done(1)
                 continue
             first = GenerationRequest(

@@ -4,8 +4,8 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from sightloom.evaluation.examples import Example
 from sightloom.evaluation.scoring import is_right
-from sightloom.evaluation.suites import Example
 from sightloom.records import Answer
 
 _CANDIDATES = 25  # the best constant answer is among a task's most frequent ones
@@ -25,8 +25,11 @@ class Chance:
 
 
 def chance_level(examples: Sequence[Example]) -> Chance:
-    """The chance level of one or more examples."""
+    """The chance level of one or more examples; captions have none and count nowhere."""
     tasks: defaultdict[tuple[str, str], list[Answer]] = defaultdict(list)
+    examples = [example for example in examples if example.kind != "caption"]
+    if not examples:
+        return Chance(0.0, None)
     for example in examples:
         tasks[example.domain, example.task].append(example.answer)
     constant = sum(_best_constant(answers) for answers in tasks.values())

@@ -1,17 +1,23 @@
 """The verb: a suite, and a checkpoint or an endpoint, to a result with its rows and its report on disk."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sightloom import storage
 from sightloom.config import load
 from sightloom.errors import UserMistake
-from sightloom.evaluation.answerers import Answerer, EndpointAnswerer, LocalAnswerer
+from sightloom.evaluation.answerers import Answerer, LocalAnswerer
 from sightloom.evaluation.best_of import BestOf
+from sightloom.evaluation.clip import caption_cosines
+from sightloom.evaluation.endpoint import EndpointAnswerer
+from sightloom.evaluation.examples import Example
+from sightloom.evaluation.imported import read_imported
+from sightloom.evaluation.perf import measure_load
 from sightloom.evaluation.report import Subject, render
-from sightloom.evaluation.result import Result, save
+from sightloom.evaluation.result import Result, Row, save
 from sightloom.evaluation.runner import evaluate
-from sightloom.evaluation.suites import Example, Suite, read_suite
+from sightloom.evaluation.suites import Generator, Suite, read_suite
 from sightloom.model.load import load as load_model
 from sightloom.model.reward import RewardModel
 from sightloom.progress import Progress
@@ -49,8 +55,12 @@ def run(
     out: str | None,
     overrides: list[str],
     progress: Progress,
+    private: str = "",
+    generators: Mapping[str, Generator] | None = None,
 ) -> Result:
     """Evaluate and, with `out`, write `rows.jsonl`, `report.html` and then `result.json` there.
+
+    `private` is the address of an endpoint that serves the checkpoint; it is asked, and nothing is loaded here.
 
     Raises:
         UserMistake: a bad suite, manifest, model, address or folder, before the first question where possible.
@@ -58,16 +68,42 @@ def run(
     suite = load(Suite, suite_path, overrides)
     if out:
         storage.ensure_writable(out)
+    if suite.perf is not None and not (target.endpoint or private):
+        raise UserMistake(
+            f"suite '{suite.name}' measures speed (`perf`), which needs an endpoint", "give --endpoint URL, or --serve"
+        )
     with progress.step("read suite"):
-        examples = read_suite(suite, manifest)
-    with progress.step("load model" if target.checkpoint else "reach endpoint"):
-        asked = answerer(target, suite.decoding.thinking_token_budget)
-    result = evaluate(examples, asked, suite.decoding, suite.statistics, progress)
+        examples = read_suite(suite, manifest, generators)
+        imported = read_imported(suite)
+    budget = suite.decoding.thinking_token_budget
+    with progress.step("reach endpoint" if target.endpoint or private else "load model"):
+        asked = EndpointAnswerer(private, thinking_budget=budget) if private else answerer(target, budget)
+    result = measure(suite, examples, imported, asked, progress, target.key)
     if out:
         facts = {"checkpoint" if target.checkpoint else "endpoint": target.name, "manifest": manifest or ""}
         write_report(out, Subject(f"Evaluation of {target.name}", facts), result, examples)
         save(result, out)
     return result
+
+
+def measure(
+    suite: Suite,
+    examples: list[Example],
+    imported: Sequence[Row],
+    asked: Answerer,
+    progress: Progress,
+    key: str = "",
+) -> Result:
+    """Everything that a suite asks for: answers, captions, and the endpoint's speed where it is one."""
+    cosines = None
+    if suite.captions is not None and any(example.kind == "caption" for example in examples):
+        with progress.step("load CLIP model"):
+            cosines = caption_cosines(suite.captions)
+    result = evaluate(examples, asked, suite.decoding, suite.statistics, progress, cosines, imported)
+    if suite.perf is None or not isinstance(asked, EndpointAnswerer):
+        return result
+    with progress.step("measure speed"):
+        return replace(result, perf=measure_load(asked.url, asked.model, key, examples, suite.perf))
 
 
 def answerer(target: Target, thinking_budget: int | None) -> Answerer:

@@ -1,16 +1,17 @@
 """The gate: may this candidate become champion? Pure: rows and rules in, a decision with its reasons out."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from pydantic import Field
 
 from sightloom.config import Frozen
 from sightloom.errors import UserMistake
-from sightloom.evaluation.intervals import Difference, grouped_interval, paired_difference
-from sightloom.evaluation.result import Decoding, Row, Statistics
-from sightloom.metrics import mcnemar
+from sightloom.evaluation.intervals import Difference
+from sightloom.evaluation.measures import Metric, compare, counted, measure
+from sightloom.evaluation.result import Decoding, Perf, Row, Statistics
+from sightloom.metrics import holm
 
 Outcome = Literal["passed", "rejected", "inconclusive"]
 ALL_ROWS = ("overall", "format")  # names in `domains` that mean every row
@@ -19,10 +20,21 @@ ALL_ROWS = ("overall", "format")  # names in `domains` that mean every row
 class DomainRule(Frozen):
     """What one domain must show. `overall` and `format` stand for all rows."""
 
-    metric: Literal["accuracy", "well_formed"] = "accuracy"
-    floor: float = Field(ge=0, le=1)
+    metric: Metric = "accuracy"
+    floor: float = Field(ge=0, le=10, description="least value that is accepted; CIDEr-D reaches 10, all others 1")
     margin: float = Field(default=0.02, ge=0, le=1, description="how much worse than the baseline is still accepted")
     min_n: int = Field(default=100, ge=1)
+    blocking: bool = True
+
+
+class PerfRule(Frozen):
+    """How slow the endpoint may be under a number of clients that the suite's `perf` measures."""
+
+    metric: Literal["ttft_p95_s", "tpot_p95_s"]
+    clients: int = Field(ge=1)
+    ceiling: float = Field(gt=0, description="seconds")
+    max_ratio: float | None = Field(default=None, ge=1, description="to the baseline's, measured beside it")
+    min_n: int = Field(default=100, ge=10)
     blocking: bool = True
 
 
@@ -41,12 +53,16 @@ class GateRules(Frozen):
     decoding: Decoding = Decoding()
     statistics: Statistics = Statistics()
     domains: dict[str, DomainRule] = Field(min_length=1)
+    perf: tuple[PerfRule, ...] = ()
     improvement: Improvement = Improvement()
 
 
 @dataclass(frozen=True, slots=True)
 class DomainDecision:
-    """One domain's evidence and verdict; `delta` and what follows only against a baseline."""
+    """One domain's evidence and verdict; `delta` and what follows only against a baseline.
+
+    `p_adjusted` is Holm's over all domains of the gate.
+    """
 
     metric: str
     value: float
@@ -60,6 +76,21 @@ class DomainDecision:
     delta: float | None = None
     delta_bounds: tuple[float, float] | None = None
     p_value: float | None = None
+    p_adjusted: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PerfDecision:
+    """One measure of speed and its verdict; `baseline` is the champion's."""
+
+    metric: str
+    clients: int
+    value: float | None
+    baseline: float | None
+    n: int
+    blocking: bool
+    verdict: Literal["passed", "failed", "inconclusive"]
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,9 +101,16 @@ class Decision:
     domains: Mapping[str, DomainDecision]
     reasons: tuple[str, ...]
     against_baseline: bool
+    perf: tuple[PerfDecision, ...] = ()
 
 
-def decide(candidate: Sequence[Row], baseline: Sequence[Row] | None, rules: GateRules) -> Decision:
+def decide(
+    candidate: Sequence[Row],
+    baseline: Sequence[Row] | None,
+    rules: GateRules,
+    perf: Sequence[Perf] = (),
+    baseline_perf: Sequence[Perf] = (),
+) -> Decision:
     """Judge a candidate by the rules.
 
     A domain passes if its value reaches the floor and, against a baseline, the one-sided lower bound of the difference
@@ -84,14 +122,20 @@ def decide(candidate: Sequence[Row], baseline: Sequence[Row] | None, rules: Gate
         candidate: its rows.
         baseline: the champion's rows over the same examples, None while there is no champion.
         rules: the gate's file.
+        perf: the candidate's speed, where the rules ask for it.
+        baseline_perf: the champion's.
 
     Raises:
         UserMistake: the two did not answer the same examples, or a domain of the improvement is not in the rules.
     """
     paired = _paired(candidate, baseline)
-    domains = {name: _domain(name, rule, candidate, paired, rules) for name, rule in rules.domains.items()}
+    candidate = [row for row in candidate if not row.source]
+    domains = _adjusted({name: _domain(name, rule, candidate, paired, rules) for name, rule in rules.domains.items()})
     reasons = [f"{name}: {found.reason}" for name, found in domains.items() if found.verdict != "passed"]
-    blocking = [found.verdict for found in domains.values() if found.blocking]
+    speeds = tuple(_speed(rule, perf, baseline_perf) for rule in rules.perf)
+    reasons += [f"{its.metric} at {its.clients} clients: {its.reason}" for its in speeds if its.verdict != "passed"]
+    judged: list[DomainDecision | PerfDecision] = [*domains.values(), *speeds]
+    blocking = [found.verdict for found in judged if found.blocking]
     improvement = _missing_improvement(candidate, paired, rules)
     if improvement:
         reasons.append(improvement)
@@ -102,7 +146,7 @@ def decide(candidate: Sequence[Row], baseline: Sequence[Row] | None, rules: Gate
         outcome = "inconclusive"
     else:
         outcome = "passed"
-    return Decision(outcome, domains, tuple(reasons), baseline is not None)
+    return Decision(outcome, domains, tuple(reasons), baseline is not None, speeds)
 
 
 Pairs = Mapping[str, Row]
@@ -111,8 +155,8 @@ Pairs = Mapping[str, Row]
 def _paired(candidate: Sequence[Row], baseline: Sequence[Row] | None) -> Pairs | None:
     if baseline is None:
         return None
-    pairs = {row.id: row for row in baseline}
-    if pairs.keys() != {row.id for row in candidate}:
+    pairs = {row.id: row for row in baseline if not row.source}
+    if pairs.keys() != {row.id for row in candidate if not row.source}:
         raise UserMistake(
             f"candidate and baseline did not answer the same examples ({len(candidate)} and {len(pairs)})",
             "evaluate both on the same suite and manifest",
@@ -123,25 +167,21 @@ def _paired(candidate: Sequence[Row], baseline: Sequence[Row] | None) -> Pairs |
 def _domain(name: str, rule: DomainRule, rows: Sequence[Row], pairs: Pairs | None, rules: GateRules) -> DomainDecision:
     statistics = rules.statistics
     chosen = _rows(name, rows)
-    if not chosen:
+    found = measure(rule.metric, chosen, statistics)
+    if found is None:
         return DomainDecision(
             rule.metric, 0.0, 0, (0.0, 1.0), rule.floor, rule.margin, rule.blocking, "inconclusive", "no example"
         )
-    marks = [_mark(row, rule) for row in chosen]
-    groups = [row.group for row in chosen]
-    value = sum(marks) / len(marks)
-    interval = grouped_interval(marks, groups, statistics.confidence, statistics.resamples, statistics.seed)
-    difference, p_value = None, None
+    compared = None
     if pairs is not None:
-        before = [_mark(pairs[row.id], rule) for row in chosen]
-        difference = _difference(marks, before, groups, statistics.confidence, statistics)
-        p_value = mcnemar([mark == 1 for mark in marks], [mark == 1 for mark in before])
-    verdict, reason = _verdict(value, len(chosen), difference, rule)
+        compared = compare(rule.metric, chosen, pairs, statistics.confidence, statistics)
+    difference = None if compared is None else compared.difference
+    verdict, reason = _verdict(found.value, found.n, difference, rule)
     return DomainDecision(
         rule.metric,
-        value,
-        len(chosen),
-        interval,
+        found.value,
+        found.n,
+        found.ci,
         rule.floor,
         rule.margin,
         rule.blocking,
@@ -149,8 +189,14 @@ def _domain(name: str, rule: DomainRule, rows: Sequence[Row], pairs: Pairs | Non
         reason,
         None if difference is None else difference.value,
         None if difference is None else (difference.lower, difference.upper),
-        p_value,
+        None if compared is None else compared.p_value,
     )
+
+
+def _adjusted(domains: Mapping[str, DomainDecision]) -> dict[str, DomainDecision]:
+    compared = {name: found.p_value for name, found in domains.items() if found.p_value is not None}
+    adjusted = dict(zip(compared, holm(list(compared.values())), strict=True))
+    return {name: replace(found, p_adjusted=adjusted.get(name)) for name, found in domains.items()}
 
 
 def _verdict(
@@ -168,6 +214,24 @@ def _verdict(
     return "inconclusive", f"perhaps worse than the baseline: {bounds}, margin {rule.margin:g}"
 
 
+def _speed(rule: PerfRule, perf: Sequence[Perf], baseline: Sequence[Perf]) -> PerfDecision:
+    found = next((its for its in perf if its.clients == rule.clients), None)
+    before = next((getattr(its, rule.metric) for its in baseline if its.clients == rule.clients), None)
+    if found is None:
+        reason = f"not measured: the suite's `perf` needs {rule.clients} among its clients, and an endpoint"
+        return PerfDecision(rule.metric, rule.clients, None, before, 0, rule.blocking, "inconclusive", reason)
+    value = getattr(found, rule.metric)
+    verdict: Literal["passed", "failed", "inconclusive"] = "passed"
+    reason = "fast enough"
+    if found.n < rule.min_n:
+        verdict, reason = "inconclusive", f"only {found.n} requests, {rule.min_n} are needed"
+    elif value > rule.ceiling:
+        verdict, reason = "failed", f"{value:.3f} s is above the ceiling of {rule.ceiling:g} s"
+    elif rule.max_ratio is not None and before is not None and value > rule.max_ratio * before:
+        verdict, reason = "failed", f"{value:.3f} s is more than {rule.max_ratio:g} times the baseline's {before:.3f} s"
+    return PerfDecision(rule.metric, rule.clients, value, before, found.n, rule.blocking, verdict, reason)
+
+
 def _missing_improvement(rows: Sequence[Row], pairs: Pairs | None, rules: GateRules) -> str:
     wanted = rules.improvement
     if pairs is None or wanted.require == "none":
@@ -176,44 +240,37 @@ def _missing_improvement(rows: Sequence[Row], pairs: Pairs | None, rules: GateRu
     unknown = [name for name in names if name not in rules.domains]
     if unknown:
         raise UserMistake(f"improvement.of names '{unknown[0]}', which is not among the gate's domains")
-    statistics = rules.statistics
     if wanted.require == "mean":
-        chosen = [(row, rules.domains[name]) for name in names for row in _rows(name, rows)]
-        if not chosen:
-            return "no example that could show an improvement"
-        found = _compare(chosen, pairs, statistics.confidence, statistics)
-        return "" if found.lower > 0 else f"no improvement shown: mean {found.value:+.3f}, lower {found.lower:+.3f}"
+        return _mean_improvement(names, rows, pairs, rules)
     # Any of k domains may show it, so each must do so at the k-th part of the error (Bonferroni).
-    confidence = 1 - (1 - statistics.confidence) / len(names)
+    confidence = 1 - (1 - rules.statistics.confidence) / len(names)
     best = ""
     for name in names:
-        chosen = [(row, rules.domains[name]) for row in _rows(name, rows)]
-        if not chosen:
+        compared = compare(rules.domains[name].metric, _rows(name, rows), pairs, confidence, rules.statistics)
+        if compared is None:
             continue
-        found = _compare(chosen, pairs, confidence, statistics)
-        if found.lower > 0:
+        if compared.difference.lower > 0:
             return ""
-        best += f", {name} {found.value:+.3f} (lower {found.lower:+.3f})"
+        best += f", {name} {compared.difference.value:+.3f} (lower {compared.difference.lower:+.3f})"
     return f"no improvement shown in any domain{best}"
 
 
-def _compare(
-    chosen: Sequence[tuple[Row, DomainRule]], pairs: Pairs, confidence: float, statistics: Statistics
-) -> Difference:
-    marks = [_mark(row, rule) for row, rule in chosen]
-    before = [_mark(pairs[row.id], rule) for row, rule in chosen]
-    return _difference(marks, before, [row.group for row, _ in chosen], confidence, statistics)
-
-
-def _difference(
-    marks: Sequence[float], before: Sequence[float], groups: Sequence[str], confidence: float, statistics: Statistics
-) -> Difference:
-    return paired_difference(marks, before, groups, confidence, statistics.resamples, statistics.seed)
+def _mean_improvement(names: Sequence[str], rows: Sequence[Row], pairs: Pairs, rules: GateRules) -> str:
+    """The mean over the domains' questions, each by its own domain's metric."""
+    chosen = [row for name in names for row in counted(rules.domains[name].metric, _rows(name, rows))]
+    metrics = {rules.domains[name].metric for name in names}
+    if not chosen:
+        return "no example that could show an improvement"
+    if len(metrics) > 1:
+        raise UserMistake(
+            f"improvement.require: mean needs one metric for its domains, they have {', '.join(sorted(metrics))}",
+            "name domains of one metric in improvement.of, or require: any",
+        )
+    compared = compare(metrics.pop(), chosen, pairs, rules.statistics.confidence, rules.statistics)
+    assert compared is not None  # the rows were chosen by the metric
+    found = compared.difference
+    return "" if found.lower > 0 else f"no improvement shown: mean {found.value:+.3f}, lower {found.lower:+.3f}"
 
 
 def _rows(name: str, rows: Sequence[Row]) -> list[Row]:
     return [row for row in rows if name in ALL_ROWS or row.domain == name]
-
-
-def _mark(row: Row, rule: DomainRule) -> float:
-    return float(row.right if rule.metric == "accuracy" else row.well_formed)

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 from PIL import Image, UnidentifiedImageError
 
+from sightloom.evaluation import tables
+from sightloom.evaluation.examples import Example
 from sightloom.evaluation.gate import Decision
 from sightloom.evaluation.result import DomainMeasure, Result, Row, by_domain
-from sightloom.evaluation.suites import Example
 
 _SHOWN = 6  # examples of a kind in each domain
 _EMBEDDED_PX = 512  # larger pictures are shrunk for the page
@@ -72,7 +73,10 @@ def render(
         _domains(result, decision),
         "<h2>Tasks</h2>",
         _tasks(result),
-        *_examples(result.rows, baseline, pictures),
+        *tables.metrics(result),
+        *tables.speed(result, decision),
+        *tables.imported(result),
+        *_examples([row for row in result.rows if not row.source], baseline, pictures),
         "<h2>What was measured</h2>",
         _facts(subject, result),
     ]
@@ -89,6 +93,8 @@ def _verdict(result: Result, decision: Decision | None) -> str:
     lines = [
         f"<p>{_percent(result.overall.value)} right overall, between {_percent(low)} and {_percent(high)}; "
         f"the best constant answers give {_percent(result.chance_constant)}.</p>"
+        if result.overall.metric == "accuracy"
+        else f"<p>CIDEr-D {result.overall.value:.2f}, between {low:.2f} and {high:.2f}.</p>"
     ]
     if result.needs_steps is not None:
         low, high = result.needs_steps.ci
@@ -96,7 +102,7 @@ def _verdict(result: Result, decision: Decision | None) -> str:
             f"<p>{_percent(result.needs_steps.value)} of the {result.needs_steps.n} questions that need steps, "
             f"between {_percent(low)} and {_percent(high)}.</p>"
         )
-    lines.append(f"<p>{_percent(result.format.value)} of the answers are well formed.</p>")
+    lines.append(f"<p>{_percent(result.format['well_formed'].value)} of the answers are well formed.</p>")
     if result.errors:
         lines.append(f"<p>{result.errors} questions could not be asked or answered; they count as wrong.</p>")
     if decision is None:
@@ -187,6 +193,13 @@ def _examples(rows: Sequence[Row], baseline: Sequence[Row] | None, pictures: Map
         parts.append(_cards(gained[: 2 * _SHOWN], pictures, before))
     parts.append("<h2>Wrong and right answers</h2>")
     for name, its in by_domain(rows).items():
+        captions = sorted((row for row in its if row.kind == "caption"), key=lambda row: row.scores["cider"])
+        if captions:
+            parts.append(f"<h3>{_text(name)}: the furthest of {len(captions)} captions</h3>")
+            parts.append(_cards(captions[:_SHOWN], pictures, {}))
+        its = [row for row in its if row.kind != "caption"]
+        if not its:
+            continue
         wrong = _telling([row for row in its if not row.right])
         right = _telling([row for row in its if row.right])
         parts.append(f"<h3>{_text(name)}: {len(wrong)} wrong, {len(right)} right</h3>")
@@ -214,11 +227,13 @@ def _cards(rows: Sequence[Row], pictures: Mapping[str, bytes | None], before: Ma
             entries.append(("champion", before[row.id].prediction or "(none)"))
         if row.reasoning:
             entries.append(("thinking", row.reasoning))
+        if row.kind == "caption":
+            entries.append(("scores", ", ".join(f"{name} {value:.2f}" for name, value in row.scores.items())))
         if row.error:
             entries.append(("error", row.error))
         entries.append(("task", f"{row.task}, {row.tokens} tokens, {row.finish}, thinking {row.thinking}"))
         words = "".join(f"<dt>{name}</dt><dd>{_text(value)}</dd>" for name, value in entries)
-        tone = "right" if row.right else "wrong"
+        tone = "plain" if row.kind == "caption" else "right" if row.right else "wrong"
         cards.append(f'<div class="card {tone}">{_picture(pictures.get(row.id))}<dl>{words}</dl></div>')
     return f'<div class="cards">{"".join(cards)}</div>'
 

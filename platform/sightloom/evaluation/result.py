@@ -4,13 +4,16 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal, get_args
 
 from pydantic import Field
 
 from sightloom import storage
 from sightloom.config import Frozen, canonical_json
 from sightloom.errors import UserMistake
+
+PerfMetric = Literal["ttft_p95_s", "tpot_p95_s", "tokens_per_s"]
+PERF_METRICS: Final[tuple[PerfMetric, ...]] = get_args(PerfMetric)
 
 
 class Decoding(Frozen):
@@ -31,6 +34,29 @@ class Statistics(Frozen):
     seed: int = 17
 
 
+class Load(Frozen):
+    """What is sent: `requests` streams of the suite's own questions at each number of clients."""
+
+    requests: int = Field(default=200, ge=10)
+    clients: tuple[int, ...] = Field(default=(1, 8), min_length=1)
+    max_new_tokens: int = Field(default=64, ge=2)
+    warm_up: int = Field(default=8, ge=0)
+
+
+@dataclass(frozen=True, slots=True)
+class Perf:
+    """At one number of clients: seconds to the first token and a token after it, and tokens a second of all."""
+
+    clients: int
+    n: int
+    errors: int
+    ttft_p50_s: float
+    ttft_p95_s: float
+    tpot_p50_s: float
+    tpot_p95_s: float
+    tokens_per_s: float
+
+
 @dataclass(frozen=True, slots=True)
 class Measure:
     """A share with its two-sided confidence interval."""
@@ -43,21 +69,29 @@ class Measure:
 
 @dataclass(frozen=True, slots=True)
 class DomainMeasure(Measure):
-    """A domain's accuracy beside what chance gives and what remains of it where steps are needed."""
+    """A domain's accuracy (CIDEr-D where it holds captions alone), what chance gives, and what remains where steps are
+    needed; `metrics`: every metric that its questions have."""
 
     chance_constant: float
     chance_uniform: float | None
     needs_steps: Measure | None
+    metrics: dict[str, Measure]
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One example, asked and judged."""
+    """One example, asked and judged.
+
+    `kind` is the answer's (choice, number, …), yes_no or caption. `scores`: `reward` in [0, 1] and `relaxed` (a number
+    within 5 %) of an answer; `cider` (and `clip_score`) of a caption. `source` names the tool and version whose log the
+    row was taken from, and is empty for a question that was asked here.
+    """
 
     suite: str
     id: str
     domain: str
     task: str
+    kind: str
     group: str
     needs_steps: bool
     image_sha256: str
@@ -66,23 +100,31 @@ class Row:
     prediction: str
     reasoning: str | None
     right: bool
+    scores: dict[str, float]
     thinking: Literal["complete", "truncated", "off", "malformed"] | str
     well_formed: bool
     tokens: int
     latency_ms: float
     finish: str
     error: str | None
+    source: str
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """A whole evaluation; `format`: the share of well-formed answers, `needs_steps`: accuracy where steps are shown."""
+    """A whole evaluation.
+
+    `format`: shares of well-formed answers, of answers at all, and of thinking within its budget. `needs_steps`:
+    accuracy where the source shows steps. `imported`: measures of other tools' logs, a group a task; they count nowhere
+    else. `perf`: the endpoint's speed, where the suite asks for it.
+    """
 
     overall: Measure
     domains: dict[str, DomainMeasure]
     tasks: dict[str, Measure]
     needs_steps: Measure | None
-    format: Measure
+    format: dict[str, Measure]
+    imported: dict[str, dict[str, Measure]]
     chance_constant: float
     chance_uniform: float | None
     errors: int
@@ -92,6 +134,7 @@ class Result:
     statistics: Statistics
     seconds: float
     rows: tuple[Row, ...]
+    perf: tuple[Perf, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The object that `sightloom evaluate --json` prints: without the rows."""
@@ -102,7 +145,11 @@ class Result:
             "domains": {name: asdict(measure) for name, measure in self.domains.items()},
             "tasks": {name: asdict(measure) for name, measure in self.tasks.items()},
             "needs_steps": None if self.needs_steps is None else asdict(self.needs_steps),
-            "format": asdict(self.format),
+            "format": {name: asdict(measure) for name, measure in self.format.items()},
+            "imported": {
+                name: {metric: asdict(measure) for metric, measure in its.items()}
+                for name, its in self.imported.items()
+            },
             "chance": {"constant": self.chance_constant, "uniform": self.chance_uniform},
             "errors": self.errors,
             "suite": self.suite,
@@ -110,12 +157,26 @@ class Result:
             "decoding": self.decoding.model_dump(),
             "statistics": self.statistics.model_dump(),
             "seconds": round(self.seconds, 3),
+            "perf": [asdict(measured) for measured in self.perf],
         }
 
     def metrics(self, prefix: str = "eval") -> dict[str, float]:
-        """Flat names for tracking: `eval/<domain>/<metric>`, `eval/overall`, `eval/needs_steps`, `eval/format`."""
-        flat = {f"{prefix}/{name}/{measure.metric}": measure.value for name, measure in self.domains.items()}
-        flat |= {f"{prefix}/overall": self.overall.value, f"{prefix}/format/well_formed": self.format.value}
+        """Flat names for tracking: `eval/<domain>/<metric>`, `eval/format/…`, `eval/overall`, `eval/needs_steps`."""
+        flat = {
+            f"{prefix}/{name}/{metric}": measure.value
+            for name, its in self.domains.items()
+            for metric, measure in its.metrics.items()
+        }
+        flat |= {f"{prefix}/format/{name}": measure.value for name, measure in self.format.items()}
+        flat |= {
+            f"{prefix}/imported/{name}/{metric}": measure.value
+            for name, its in self.imported.items()
+            for metric, measure in its.items()
+        }
+        flat[f"{prefix}/overall"] = self.overall.value
+        for measured in self.perf:
+            for name in PERF_METRICS:
+                flat[f"{prefix}/perf/{name}/clients_{measured.clients}"] = getattr(measured, name)
         if self.needs_steps is not None:
             flat[f"{prefix}/needs_steps"] = self.needs_steps.value
         return flat

@@ -1,60 +1,30 @@
 """Suites: the questions a model is measured on, from held-out pictures of curated shards or from anyone's JSONL."""
 
 import hashlib
-import json
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from collections.abc import Callable, Mapping
+from typing import Annotated, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
-from sightloom import storage
-from sightloom.config import Frozen, canonical_json
+from sightloom.config import Frozen
 from sightloom.data.select.expressions import compile_expression
 from sightloom.data.shards.heldout import heldout_mask
 from sightloom.data.shards.manifest import read_manifest
 from sightloom.data.shards.reader import SampleReader, read_table
+from sightloom.data.signals.config import ClipScorer
 from sightloom.errors import UserMistake
-from sightloom.evaluation.result import Decoding, Statistics
-from sightloom.records import Answer, Conversation, InvalidRecord, Message
+from sightloom.evaluation.examples import Example
+from sightloom.evaluation.jsonl import from_jsonl, from_objects
+from sightloom.evaluation.objects import Negatives
+from sightloom.evaluation.result import Decoding, Load, Statistics
+from sightloom.records import Conversation
 
 _COLUMNS = (
     "uid", "offset", "size", "kind", "domain", "task", "sha256", "answer_kind", "reasoning_chars", "shard",
 )  # fmt: skip
-_YES_NO = ("yes", "no")
-
-
-@dataclass(frozen=True, slots=True)
-class Example:
-    """One question with a checkable answer.
-
-    `conversation` ends with the question; `group` ties examples that share a picture (they are resampled together);
-    `also` are further right answers; `needs_steps` says that the source shows worked steps for it.
-    """
-
-    id: str
-    suite: str
-    domain: str
-    task: str
-    image: bytes | None
-    conversation: Conversation
-    answer: Answer
-    group: str
-    needs_steps: bool = False
-    also: tuple[Answer, ...] = ()
-
-    @property
-    def question(self) -> str:
-        """The text of the question itself."""
-        return self.conversation.messages[-1].text
-
-    @property
-    def image_sha256(self) -> str:
-        """SHA-256 of the picture's bytes, empty without a picture."""
-        return hashlib.sha256(self.image).hexdigest() if self.image is not None else ""
 
 
 class ManifestSource(Frozen):
@@ -80,43 +50,97 @@ class JsonlSource(Frozen):
     limit: int | None = Field(default=None, ge=1)
 
 
+class ObjectsSource(Frozen):
+    """Yes/no questions about objects (POPE), from lines `{image, objects: [every kind in the picture]}`."""
+
+    kind: Literal["objects"]
+    path: str
+    images: str = Field(default="", description="folder that `image` is relative to; empty: the file's own folder")
+    negatives: Negatives
+    per_picture: int = Field(default=3, ge=1, description="questions of each answer")
+    domain: str = "hallucination"
+    seed: int = 17
+
+
+class ProceduralSource(Frozen):
+    """Questions over pictures that are drawn when they are asked for; they need no file."""
+
+    kind: Literal["procedural"]
+    generator: str = "five-domains"
+    per_domain: int = Field(default=100, ge=1)
+    seed: int = Field(default=17, description="of the drawing: take another one than the training corpus's")
+
+
+class LogSource(Frozen):
+    """Another tool's log of answers that it asked and judged itself: shown beside, never asked, never blocking."""
+
+    kind: Literal["lmms_eval", "vlmevalkit"]
+    path: str
+    version: str = Field(min_length=1, description="of the tool that wrote the log")
+    domain: str = Field(min_length=1)
+    task: str = Field(default="", description="empty: the file's own")
+
+
+Source = ManifestSource | JsonlSource | ObjectsSource | ProceduralSource | LogSource
+Generator = Callable[[ProceduralSource, str], list[Example]]  # the source and the suite's name
+
+
 class Suite(Frozen):
     """A named list of sources, and how they are asked."""
 
     name: str
     decoding: Decoding = Decoding()
     statistics: Statistics = Statistics()
-    sources: tuple[Annotated[ManifestSource | JsonlSource, Field(discriminator="kind")], ...] = Field(min_length=1)
+    perf: Load | None = Field(default=None, description="how fast the endpoint answers; needs one")
+    captions: ClipScorer | None = Field(default=None, description="an open_clip model for CLIPScore of captions")
+    sources: tuple[Annotated[Source, Field(discriminator="kind")], ...] = Field(min_length=1)
 
 
-def read_suite(suite: Suite, manifest: str | None = None) -> list[Example]:
+def read_suite(
+    suite: Suite, manifest: str | None = None, generators: Mapping[str, Generator] | None = None
+) -> list[Example]:
     """All examples of a suite.
 
     Args:
         suite: its description.
         manifest: fills sources of kind manifest that name none.
+        generators: those of procedural sources, by name.
 
     Raises:
         UserMistake: a source is missing or damaged, gives no question, or two examples have the same id.
     """
     examples: list[Example] = []
     for index, source in enumerate(suite.sources):
-        if isinstance(source, JsonlSource):
-            examples += from_jsonl(source.path, suite.name, source.images, source.domain, source.limit)
-            continue
-        address = source.manifest or manifest
-        if not address:
-            raise UserMistake(
-                f"suite '{suite.name}', key sources[{index}].manifest: no manifest is given",
-                "give --manifest SHARDS/manifest.json, as printed by `sightloom curate`",
-            )
-        examples += from_manifest(
-            address, source.heldout, source.where, source.per_domain, source.seed, suite=suite.name
-        )
+        examples += _read(source, f"suite '{suite.name}', key sources[{index}]", suite.name, manifest, generators or {})
     for id, count in Counter(example.id for example in examples).most_common(1):
         if count > 1:
             raise UserMistake(f"suite '{suite.name}' has {count} examples with the id '{id}'")
     return examples
+
+
+def _read(
+    source: Source, where: str, suite: str, manifest: str | None, generators: Mapping[str, Generator]
+) -> list[Example]:
+    if isinstance(source, LogSource):
+        return []
+    if isinstance(source, JsonlSource):
+        return from_jsonl(source.path, suite, source.images, source.domain, source.limit)
+    if isinstance(source, ObjectsSource):
+        return from_objects(
+            source.path, source.negatives, source.per_picture, source.seed, suite, source.images, source.domain
+        )
+    if isinstance(source, ProceduralSource):
+        if source.generator not in generators:
+            known = ", ".join(generators) or "none here"
+            raise UserMistake(f"{where}.generator: '{source.generator}' is not known", f"known: {known}")
+        return generators[source.generator](source, suite)
+    address = source.manifest or manifest
+    if not address:
+        raise UserMistake(
+            f"{where}.manifest: no manifest is given",
+            "give --manifest SHARDS/manifest.json, as printed by `sightloom curate`",
+        )
+    return from_manifest(address, source.heldout, source.where, source.per_domain, source.seed, suite)
 
 
 def from_manifest(
@@ -162,72 +186,3 @@ def from_manifest(
         )
     reader.close()
     return examples
-
-
-def from_jsonl(
-    path: str, suite: str = "", images: str = "", domain: str = "", limit: int | None = None
-) -> list[Example]:
-    """Questions from a JSONL file; the first bad line is an error with its number.
-
-    Raises:
-        UserMistake: the file or a picture is missing, or a line breaks the form above.
-    """
-    folder = images or (path.rsplit("/", 1)[0] if "/" in path else ".")
-    examples: list[Example] = []
-    for number, line in enumerate(storage.read_text(path).splitlines(), start=1):
-        if not line.strip() or (limit is not None and len(examples) >= limit):
-            continue
-        where = f"'{path}' line {number}"
-        try:
-            fields = json.loads(line)
-        except ValueError as error:
-            raise UserMistake(f"{where} is not valid JSON: {error}") from error
-        if not isinstance(fields, dict):
-            raise UserMistake(f"{where}: expected an object, got {type(fields).__name__}")
-        examples.append(_example(fields, where, suite or path, folder, domain))
-    if not examples:
-        raise UserMistake(f"'{path}' holds no question")
-    return examples
-
-
-def suite_digest(examples: Iterable[Example]) -> str:
-    """SHA-256 over ids, pictures, questions and answers: two measurements with equal digests compare."""
-    whole = hashlib.sha256()
-    for example in sorted(examples, key=lambda example: example.id):
-        turns = [message.to_json() for message in example.conversation.messages]
-        answers = [answer.to_json() for answer in (example.answer, *example.also)]
-        whole.update(canonical_json([example.id, example.image_sha256, turns, answers]))
-    return whole.hexdigest()
-
-
-def _example(fields: dict[str, Any], where: str, suite: str, folder: str, domain: str) -> Example:
-    for name in ("id", "question"):
-        if not isinstance(fields.get(name), (str, int)) or fields[name] == "":
-            raise UserMistake(f"{where}: '{name}' is required")
-    names = fields.get("images", [fields["image"]] if fields.get("image") else [])
-    if not isinstance(names, list) or len(names) > 1:
-        raise UserMistake(f"{where}: a question has at most one picture here, 'images' lists {names!r}")
-    values = fields["answers"] if isinstance(fields.get("answers"), list) else [fields.get("answer")]
-    options = fields.get("options") or []
-    kind = fields.get("type") or ("choice" if options else "text")
-    if kind == "yes_no":
-        kind, options = "choice", list(_YES_NO)
-        values = [str(value).strip().lower() for value in values]
-    try:
-        answers = [
-            Answer.from_json({"kind": kind, "value": value, "options": options, "tolerance": fields.get("tolerance")})
-            for value in values
-        ]
-    except InvalidRecord as error:
-        raise UserMistake(f"{where}: {error}", "types: choice, number, text, list, yes_no, box, point") from error
-    if not answers:
-        raise UserMistake(f"{where}: 'answers' is empty")
-    image = storage.read_bytes(storage.join(folder, names[0])) if names else None
-    id, its_domain = str(fields["id"]), fields.get("domain") or domain
-    if not its_domain:
-        raise UserMistake(f"{where}: no domain", "name it in the line, or in the suite's source: `domain: science`")
-    task = str(fields.get("task") or kind)
-    question = Message("user", str(fields["question"]), image is not None)
-    conversation = Conversation(id, "conversation", task, its_domain, (question,), answers[0])
-    group = str(fields.get("group") or (hashlib.sha256(image).hexdigest() if image is not None else id))
-    return Example(id, suite, its_domain, task, image, conversation, answers[0], group, also=tuple(answers[1:]))

@@ -10,11 +10,11 @@ from typing import Any
 from sightloom.config import digest
 from sightloom.errors import UserMistake
 from sightloom.evaluation.answerers import LocalAnswerer
+from sightloom.evaluation.examples import Example
 from sightloom.evaluation.gate import Decision, GateRules, decide
 from sightloom.evaluation.report import Subject, render
 from sightloom.evaluation.result import Result, save
 from sightloom.evaluation.runner import evaluate
-from sightloom.evaluation.suites import Example
 from sightloom.model.load import load
 from sightloom.progress import Progress
 from sightloom.promotion.decide import check_candidate, moves_to_promote, refused, version_to_restore

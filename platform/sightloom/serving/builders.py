@@ -7,7 +7,8 @@ from ray.serve import Application
 
 from sightloom.config import Frozen
 from sightloom.serving.app import EndpointConfig
-from sightloom.serving.deploy import Version
+from sightloom.serving.deploy import version_replica
+from sightloom.serving.engines.choice import EngineSettings
 from sightloom.serving.engines.transformers import TransformersSettings
 from sightloom.serving.router import Router, Routes
 
@@ -17,7 +18,7 @@ class VersionArgs(Frozen):
 
     folder: str
     version: str = "1"
-    engine: TransformersSettings = TransformersSettings()
+    engine: EngineSettings = TransformersSettings()
 
 
 class RouterArgs(Frozen):
@@ -29,8 +30,7 @@ class RouterArgs(Frozen):
 
 def version_app(args: VersionArgs) -> Application:
     """`sightloom.serving.builders:version_app`: an engine behind a handle."""
-    settings = args.engine.model_dump(mode="json")
-    return Version.options(user_config={}).bind(str(Path(args.folder)), args.version, settings)
+    return version_replica(Path(args.folder), args.version, args.engine)
 
 
 def router_app(args: RouterArgs) -> Application:

@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from sightloom.evaluation.intervals import Difference, paired_difference
+from sightloom.evaluation.intervals import Difference, unchanged
 from sightloom.evaluation.result import Row, by_domain
+from sightloom.metrics import paired_bootstrap
 
 CONFIDENCE: Final = 0.95  # of each one-sided bound
 _RESAMPLES: Final = 10_000
@@ -30,17 +31,17 @@ def differences(rows: Sequence[Row], start: Sequence[Row]) -> dict[str, Differen
     before = {row.id: row for row in start}
     shared = [row for row in rows if row.id in before]
     parts = {"all": shared, **by_domain(shared)} if shared else {}
-    return {
-        f"eval/{name}/accuracy": paired_difference(
-            [float(row.right) for row in part],
-            [float(before[row.id].right) for row in part],
-            [row.group for row in part],
-            CONFIDENCE,
-            _RESAMPLES,
-            _SEED,
-        )
-        for name, part in parts.items()
-    }
+    return {f"eval/{name}/accuracy": _difference(part, before) for name, part in parts.items()}
+
+
+def _difference(rows: Sequence[Row], before: Mapping[str, Row]) -> Difference:
+    now, then = ([float(row.right) for row in side] for side in (rows, [before[row.id] for row in rows]))
+    groups = [row.group for row in rows]
+    if now == then:
+        return unchanged(len(set(groups)), CONFIDENCE)
+    # Two one-sided bounds at a confidence are the ends of one two-sided interval at twice it less one.
+    interval = paired_bootstrap(now, then, _SEED, 2 * CONFIDENCE - 1, _RESAMPLES, groups)
+    return Difference(interval.value, interval.low, interval.high)
 
 
 def trained(

@@ -80,6 +80,7 @@ def fit(
         told[_FAILED] = failure is not None
         counts = workers.sum_all(mine | {name: float(value) for name, value in told.items()})
         if counts.pop(_FAILED):
+            saver.settle()  # what is being written is kept
             raise _first(workers.gather(failure))
         if counts.pop(_SAVED) == workers.world:
             saver.settle()

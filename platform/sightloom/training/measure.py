@@ -3,9 +3,10 @@
 from pathlib import Path
 
 from sightloom.evaluation.answerers import LocalAnswerer
+from sightloom.evaluation.examples import Example
 from sightloom.evaluation.result import Decoding, save
 from sightloom.evaluation.runner import evaluate
-from sightloom.evaluation.suites import Example, from_manifest
+from sightloom.evaluation.suites import from_manifest
 from sightloom.model.load import VLM
 from sightloom.progress import Progress
 from sightloom.training.curriculum import Stage
@@ -38,7 +39,7 @@ class Examiner:
         metrics |= {
             "eval/all/accuracy": result.overall.value,
             "eval/all/questions": float(result.overall.n),
-            "eval/format/well_formed": result.format.value,
+            "eval/format/well_formed": result.format["well_formed"].value,
         }
         if result.needs_steps is not None:
             metrics["eval/steps/accuracy"] = result.needs_steps.value

@@ -30,7 +30,7 @@ class Notes:
 
     def __init__(self, tracker: Tracker, run_id: str) -> None:
         self._tracker, self.run_id = tracker, run_id
-        self._shown = self._logged = 0
+        self._shown = self._logged = self._saved = 0
 
     def inputs(self, drawn: list[Drawn], manifests: Mapping[str, Any]) -> None:
         """One data set for each entry of the mixture: its manifest's digest, rows, weight, domains and drops."""
@@ -53,7 +53,9 @@ class Notes:
         elif kind == "system":
             self._tracker.log_metrics(self.run_id, event["metrics"], event["step"])
         elif kind == "checkpoint":
-            self._tracker.log_metrics(self.run_id, event["metrics"], event["step"])
+            if event["step"] > self._saved:  # a restarted group may save a step again
+                self._saved = event["step"]
+                self._tracker.log_metrics(self.run_id, event["metrics"], self._saved)
             if event["problem"]:
                 _log.warning("checkpoint of step %d left out: %s", event["step"], event["problem"])
         else:

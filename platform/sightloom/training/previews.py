@@ -8,9 +8,9 @@ from typing import Any, Final
 
 from PIL import Image
 
+from sightloom.evaluation.examples import Example
 from sightloom.evaluation.report import Subject, render
 from sightloom.evaluation.result import Result, Row
-from sightloom.evaluation.suites import Example
 
 NUM_PREVIEWS: Final = 64
 TABLE: Final = "predictions.json"

@@ -57,6 +57,7 @@ class RayOptions(Frozen):
     threads: Count = 1
     max_failures: Annotated[int, Field(ge=0)] = 8
     resize_every_s: Positive = 60
+    resources: dict[str, float] = Field(default_factory=dict)  # Ray's custom ones, that a worker takes of its node
 
     @field_validator("workers")
     @classmethod

@@ -147,7 +147,7 @@ class Crew:
     def _fit(self) -> None:
         scaling = ray.train.ScalingConfig(
             num_workers=self._options.workers,
-            resources_per_worker={"CPU": 1},
+            resources_per_worker={"CPU": 1, **self._options.resources},
             use_gpu=self._options.gpus_per_worker > 0,
             elastic_resize_monitor_interval_s=self._options.resize_every_s,
         )

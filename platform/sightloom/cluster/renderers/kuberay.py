@@ -181,9 +181,10 @@ def _volumes(spec: JobSpec, placed: Placed) -> tuple[list[dict[str, Any]], list[
 
 
 def _entrypoint(spec: JobSpec) -> list[str]:
-    """The job's words in a pod: only secrets from files need the starter, the image's folder is the current one."""
+    """The job's words behind its starter in a pod, where secrets' variables and the image's folder are set already."""
     files = [f"{name}={SECRETS_FOLDER}/{ref.file}" for name, ref in _sorted(spec) if ref.file]
-    return ["python", "-m", "sightloom.cluster.start", *files, "--", *spec.argv_list] if files else spec.argv_list
+    variables = [name for name, ref in _sorted(spec) if ref.secret]
+    return ["python", "-m", "sightloom.cluster.start", *variables, *files, "--", *spec.argv_list]
 
 
 def _check_code(spec: JobSpec, placed: Placed) -> None:

@@ -59,11 +59,9 @@ def job_digest(spec: JobSpec, placed: Placed) -> str:
 
 
 def entrypoint(spec: JobSpec, placed: Placed) -> list[str]:
-    """The job's words on a Ray that somebody else started: its secrets are files and variables of the node."""
+    """The job's words behind its starter, on somebody else's Ray: secrets are the node's files and variables."""
     needs = [f"{name}={_file(ref.file)}" if ref.file else name for name, ref in sorted(spec.secrets.items())]
     folder = [] if placed.working_dir else ["--in", IMAGE_FOLDER]
-    if not needs and not folder:
-        return spec.argv_list
     return ["python", "-m", "sightloom.cluster.start", *needs, *folder, "--", *spec.argv_list]
 
 

@@ -8,12 +8,12 @@ Shapes: N rows, M rows of the evaluation set, D features.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import torch
 
 from sightloom.data.dedup.config import DedupConfig
 from sightloom.data.dedup.duplicates import Indexes, Losers, Mask, mask_of, numbers
@@ -21,6 +21,12 @@ from sightloom.data.dedup.perceptual import MAX_FLATNESS, Hashes, first_near
 from sightloom.data.dedup.references import Reference
 from sightloom.data.dedup.semantic import ROUNDING, unit
 from sightloom.data.embeddings import Embeddings
+from sightloom.later import Later
+
+if TYPE_CHECKING:
+    import torch
+else:
+    torch = Later("torch")
 
 COSINE, BITS = 0.95, 4  # where the recipe says nothing else
 BLOCK = 8_192
@@ -28,7 +34,7 @@ Found = dict[int, tuple[str, bytes]]  # row -> (method, the uid in the evaluatio
 
 
 def drop_overlaps(
-    table: pa.Table,
+    parts: Callable[[], Iterable[tuple[int, pa.Table]]],
     stored: Mapping[str, Embeddings],
     references: tuple[Reference, ...],
     config: DedupConfig,
@@ -37,7 +43,7 @@ def drop_overlaps(
     """Let the rows go that evaluation sets hold; the first method that finds one names it, the first set takes it.
 
     Args:
-        table: the corpus [N], see `overlap_columns`.
+        parts: the corpus [N] as (first row, table) in order, see `overlap_columns`; read once for each set.
         stored: its embeddings, by the scorer's name.
         references: the evaluation sets.
         config: the thresholds; the hashes are always compared.
@@ -46,13 +52,16 @@ def drop_overlaps(
     for reference in references:
         found: Found = {}
         held = reference.rows
-        for method, rows, places in (
-            ("exact", *_same_value(_values(table, "sha256"), _values(held, "sha256"), losers.alive)),
-            ("perceptual", *_near(table, held, config, losers.alive)),
-            ("question", *_same_value(_asked(table), _identifying(held), losers.alive)),
-        ):
-            uids = held.column("uid").take(pa.array(places)).to_pylist()
-            found = dict(zip(rows.tolist(), ((method, uid) for uid in uids), strict=True)) | found
+        for first, table in parts():
+            alive = losers.alive[first : first + table.num_rows]
+            for method, rows, places in (
+                ("exact", *_same_value(_values(table, "sha256"), _values(held, "sha256"), alive)),
+                ("perceptual", *_near(table, held, config, alive)),
+                ("question", *_same_value(_asked(table), _identifying(held), alive)),
+            ):
+                uids = held.column("uid").take(pa.array(places)).to_pylist()
+                for row, uid in zip((rows + first).tolist(), uids, strict=True):
+                    found.setdefault(row, (method, uid))
         cosine = config.semantic.cosine if config.semantic is not None else COSINE
         for scorer in reference.embedded:
             found = _alike(stored[scorer], reference, scorer, cosine, losers.alive) | found

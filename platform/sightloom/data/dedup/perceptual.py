@@ -14,6 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from sightloom.data.dedup.exact import Run
+
 BLOCKS = (11, 11, 11, 11, 10, 10)  # two equal ones of six: any hashes within 4 bits of each other share such a pair
 MAX_FINE_BITS = 16
 MAX_THUMB = 8
@@ -84,9 +86,6 @@ class Bucket:
     rows: Indexes
     blocks: tuple[int, int]
     bits: int
-
-
-Run = Callable[[Callable[[Bucket], Any], Iterable[Bucket]], Iterator[tuple[Bucket, Any]]]
 
 
 def in_turn(function: Callable[[Bucket], Any], works: Iterable[Bucket]) -> Iterator[tuple[Bucket, Any]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,10 +24,8 @@ from sightloom.data.embeddings import open_group
 from sightloom.data.ledger import Group, committed
 from sightloom.data.measure import VERSION
 from sightloom.data.segments import Segment, read_segments
+from sightloom.data.signals.scorers import ClipSpec
 from sightloom.errors import UserMistake
-
-if TYPE_CHECKING:
-    from sightloom.data.signals.clip import ClipSpec
 
 COLUMNS = ("uid", "status", "kind", "text", "sha256", "flatness", "phash", "phash256", "thumb")
 ANY = frozenset({"kinds", "batch"})  # of a scorer: which rows it scored and how many at once changes no embedding

@@ -13,13 +13,19 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from sightloom.data.embeddings import Embeddings
+from sightloom.later import Later
 from sightloom.storage.addresses import explained
+
+if TYPE_CHECKING:
+    import torch
+else:
+    torch = Later("torch")
 
 ONE_CLUSTER = 20_000  # up to so many rows all are compared with all
 CLUSTER_ROWS = 10_000

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -74,6 +74,22 @@ class Scored:
             parts.append(chosen)
             start += part.num_rows
         return pa.concat_tables(parts)
+
+    def parts(self, rows: int) -> Iterator[tuple[int, Scored]]:
+        """Yield (first row, some neighbouring rows), about `rows` each, in order: light enough to travel to a task.
+
+        They have no `FILE` and know nothing of chunks.
+        """
+        taken: list[_Run] = []
+        for number, run in enumerate(self.runs):
+            taken.append(run)
+            held = run.start + run.rows - taken[0].start
+            if held >= rows or number + 1 == len(self.runs):
+                used = sorted({one.segment for one in taken})
+                runs = tuple(_Run(used.index(r.segment), r.first, r.start - taken[0].start, r.rows) for r in taken)
+                segments = tuple(tuple(replace(own[n], places=()) for n in used) for own in self.segments)
+                yield taken[0].start, Scored(held, (), {}, {}, runs, segments, (), self.groups)
+                taken = []
 
     def take(self, rows: Sequence[int], names: Sequence[str]) -> list[dict[str, Any]]:
         """Return some columns of a few rows, in the order of `rows`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -58,8 +59,8 @@ def _by_range(places: Sequence[Place], files: Mapping[int, SourceFile]) -> Itera
         opened = {number: storage.open_read(files[number].uri) for number in {part.file for part in ranges}}
         try:
             for part in ranges:
-                opened[part.file].seek(part.offset)
-                yield from _records(part, opened[part.file].read(part.size), files[part.file])
+                found = os.pread(opened[part.file].fileno(), part.size, part.offset)
+                yield from _records(part, found, files[part.file])
         finally:
             for file in opened.values():
                 file.close()

@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
+from blake3 import blake3
 
 from sightloom import storage
 from sightloom.config import canonical_json
@@ -26,7 +27,8 @@ from sightloom.data.sources.records import RawRecord
 
 TABLE_COLUMNS = ("kind", "domain", "task", "width", "height", "text_chars", "src", "source_key", "sha256", "turns",
                  "answer_kind", "reasoning_chars")  # fmt: skip
-MEMBER_COLUMNS = ("key", "uid", "copy", "kind", "domain", "width", "height", "src", "src_pos", "source_key", "sha256")
+MEMBER_COLUMNS = ("key", "uid", "copy", "kind", "domain", "width", "height", "src", "src_pos", "source_key", "sha256",
+                  "blake3")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,7 @@ def _counts(values: Sequence[str]) -> dict[str, int]:
 def _members(row: dict[str, Any], record: RawRecord, job: ShardJob, written: _Written) -> list[tuple[str, bytes]]:
     """Return a sample's members, and say in `written` which picture it has."""
     image, source_sha256 = record.image, row["sha256"]
-    if (None if image is None else hashlib.sha256(image).hexdigest()) != source_sha256:
+    if (None if image is None else blake3(image).digest()) != row["blake3"]:
         raise changed(row["src"], row["src_pos"])
     own = {
         "src": row["src"],

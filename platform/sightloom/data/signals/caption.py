@@ -21,7 +21,7 @@ def _identifier() -> LanguageIdentifier:
     return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
 
 
-@functools.lru_cache(maxsize=50_000)
+@functools.lru_cache(maxsize=4_096)
 def language(text: str) -> tuple[str, float]:
     """Return the language's code and the probability of it (py3langid, offline)."""
     code, probability = _identifier().classify(text)

@@ -5,11 +5,8 @@ Shapes: N samples, H and W pixels, T tokens, D features.
 
 from __future__ import annotations
 
-import json
-import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,120 +15,7 @@ import open_clip
 import torch
 from open_clip.transformer import text_global_pool
 
-from sightloom import storage
-from sightloom.config import digest
-from sightloom.data.signals.config import ClipScorer
-from sightloom.data.signals.crops import RESAMPLING, CropSpec
-from sightloom.errors import UserMistake
-
-LOCAL = "local-dir:"
-CONFIG_FILE = "open_clip_config.json"
-WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
-VERSION = 1
-
-
-@dataclass(frozen=True, slots=True)
-class ClipSpec:
-    """A scorer as resolved once by the driver: everything that decides its scores, and how it wants pictures."""
-
-    scorer: ClipScorer
-    weights_sha256: str
-    crop: CropSpec
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    dim: int
-
-    @property
-    def column(self) -> str:
-        """The name of its score column."""
-        return f"clip_{self.scorer.name}"
-
-    def identity(self) -> dict[str, Any]:
-        """Return what decides its scores, as plain data."""
-        chosen = self.scorer
-        by_folder = chosen.model.startswith(LOCAL)
-        return {
-            "version": VERSION,
-            "model": "local-dir" if by_folder else chosen.model,
-            "weights_sha256": self.weights_sha256,
-            "precision": chosen.precision,
-            "kinds": list(chosen.kinds),
-            "batch": chosen.batch,
-            "crop": asdict(self.crop),
-            "mean": list(self.mean),
-            "std": list(self.std),
-        }
-
-
-def resolve(scorer: ClipScorer) -> ClipSpec:
-    """Find a scorer's configuration and the digest of its weights; UserMistake where there is none."""
-    if scorer.model.startswith(LOCAL):
-        folder = local_folder(scorer.model.removeprefix(LOCAL))
-        config = _read_config(folder)
-        weights = next((f for suffix in WEIGHT_SUFFIXES for f in sorted(folder.glob(f"*{suffix}"))), None)
-        if weights is None:
-            raise UserMistake(f"no weights in '{folder}' (score.clip '{scorer.name}')", "run `sightloom fit-scorer`")
-        identity = digest([config, storage.sha256_file(weights)])
-        return _spec(scorer, config["model_cfg"], config.get("preprocess_cfg", {}), identity)
-    model_config = open_clip.get_model_config(scorer.model.replace("/", "-"))
-    if model_config is None:
-        raise UserMistake(
-            f"'{scorer.model}' is no open_clip model (score.clip '{scorer.name}')",
-            "see open_clip.list_models(), or give local-dir:<folder>",
-        )
-    if scorer.pretrained is None:
-        return _spec(scorer, model_config, {}, digest(["random", model_config, scorer.seed]))
-    tag = open_clip.get_pretrained_cfg(scorer.model.replace("/", "-"), scorer.pretrained)
-    if not tag and not Path(scorer.pretrained).is_file():
-        known = ", ".join(open_clip.list_pretrained_tags_by_model(scorer.model)) or "none"
-        raise UserMistake(
-            f"'{scorer.pretrained}' is neither a file nor a pretrained tag of '{scorer.model}'", f"tags: {known}"
-        )
-    try:
-        path = open_clip.download_pretrained(tag) if tag else scorer.pretrained
-    except OSError as error:
-        raise UserMistake(
-            f"the weights '{scorer.pretrained}' of '{scorer.model}' cannot be downloaded: {error}",
-            "give a file as `pretrained`, or run where the hub can be reached",
-        ) from error
-    return _spec(scorer, model_config, dict(tag or {}), storage.sha256_file(path))
-
-
-def local_folder(uri: str) -> Path:
-    """Return a folder on this machine with what is at `uri`; remote folders are copied first."""
-    if storage.is_local(uri):
-        path = storage.local_path(uri)
-        if not path.is_dir():
-            raise UserMistake(f"no folder at '{uri}'", "give the `out` of `sightloom fit-scorer`")
-        return path
-    folder = Path(tempfile.mkdtemp(prefix="sightloom-scorer-"))
-    for info in storage.listing(uri):
-        (folder / info.uri.rsplit("/", 1)[-1]).write_bytes(storage.read_bytes(info.uri))
-    return folder
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    file = folder / CONFIG_FILE
-    if not file.is_file():
-        raise UserMistake(f"no {CONFIG_FILE} in '{folder}'", "give the `out` of `sightloom fit-scorer`")
-    config: dict[str, Any] = storage.read_json(str(file))
-    if "model_cfg" not in config:
-        raise UserMistake(f"'{file}' has no model_cfg", "give the `out` of `sightloom fit-scorer`")
-    return config
-
-
-def _spec(scorer: ClipScorer, model: dict[str, Any], picture: dict[str, Any], weights: str) -> ClipSpec:
-    side = model["vision_cfg"].get("image_size", 224)
-    resize = picture.get("resize_mode") or "shortest"
-    interpolation = picture.get("interpolation") or "bicubic"
-    if not isinstance(side, int) or resize not in ("shortest", "squash") or interpolation not in RESAMPLING:
-        raise UserMistake(
-            f"scorer '{scorer.name}' wants pictures of {side}, resized by '{resize}' and '{interpolation}'",
-            "square sides with shortest or squash, bicubic or bilinear are supported",
-        )
-    mean = tuple(picture.get("mean") or open_clip.OPENAI_DATASET_MEAN)
-    std = tuple(picture.get("std") or open_clip.OPENAI_DATASET_STD)
-    return ClipSpec(scorer, weights, CropSpec(side, resize, interpolation), mean, std, int(model["embed_dim"]))
+from sightloom.data.signals.scorers import LOCAL, ClipSpec, local_folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +25,7 @@ class ClipScores:
     cosine_N: npt.NDArray[np.float32]
     image_ND: npt.NDArray[np.float16]
     auc_rolled: float | None
+    text_ND: torch.Tensor | None = None  # normalised text features, for another score of the same texts
 
 
 class ClipModel:
@@ -160,17 +45,20 @@ class ClipModel:
         self.mean = torch.tensor(spec.mean, device=self.device).view(1, 3, 1, 1)
         self.std = torch.tensor(spec.std, device=self.device).view(1, 3, 1, 1)
 
-    def score(self, crops_NHWC: npt.NDArray[np.uint8], texts: Sequence[str]) -> ClipScores:
-        """Score N pictures against their texts."""
+    def score(
+        self, crops_NHWC: npt.NDArray[np.uint8], texts: Sequence[str], text_ND: torch.Tensor | None = None
+    ) -> ClipScores:
+        """Score N pictures against their texts; `text_ND` are these texts' features where they are known."""
         if not len(texts):
             empty = np.zeros(0, np.float32)
             return ClipScores(empty, np.zeros((0, self.spec.dim), np.float16), None)
         with torch.inference_mode():
-            image_ND, text_ND = self.image_features(crops_NHWC), self.text_features(texts)
+            image_ND = self.image_features(crops_NHWC)
+            text_ND = self.text_features(texts) if text_ND is None else text_ND
             cosine_N = (image_ND * text_ND).sum(-1).cpu().numpy()
             rolled_N = (image_ND * text_ND.roll(-1, 0)).sum(-1).cpu().numpy()
         separation = rank_auc(cosine_N, rolled_N) if len(texts) > 1 else None
-        return ClipScores(cosine_N, image_ND.cpu().numpy().astype(np.float16), separation)
+        return ClipScores(cosine_N, image_ND.cpu().numpy().astype(np.float16), separation, text_ND)
 
     @property
     def scale(self) -> float:
@@ -231,15 +119,3 @@ def rank_auc(higher_N: npt.NDArray[Any], lower_M: npt.NDArray[Any]) -> float:
     ordered = np.sort(lower_M)
     below = np.searchsorted(ordered, higher_N, "left") + np.searchsorted(ordered, higher_N, "right")
     return float(below.mean() / (2 * len(ordered)))
-
-
-def write_config(folder: Path, model_config: dict[str, Any], spec: ClipSpec) -> None:
-    """Write what open_clip's `local-dir:` reads beside the weights."""
-    picture = {
-        "mean": list(spec.mean),
-        "std": list(spec.std),
-        "interpolation": spec.crop.interpolation,
-        "resize_mode": spec.crop.resize,
-    }
-    content = {"model_cfg": model_config, "preprocess_cfg": picture}
-    (folder / CONFIG_FILE).write_text(json.dumps(content, indent=2, sort_keys=True))

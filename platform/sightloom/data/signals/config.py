@@ -77,6 +77,15 @@ class Head(Frozen):
     licence: str | None = None
 
 
+class Overlap(Frozen):
+    """Scorers that score each picture once more with its text covered, as `clip_<scorer>_masked` (T-MARS)."""
+
+    scorers: tuple[str, ...] = Field(min_length=1, description="names in score.clip")
+    detector: str | None = Field(default=None, description="ONNX file of a DB text detector; null = RapidOCR's own")
+    side: int = Field(default=640, ge=64, le=2048, description="long side at which text is looked for")
+    confidence: float = Field(default=0.5, gt=0, lt=1, description="of a box")
+
+
 class DecodeLimits(Frozen):
     """What is refused before it is decoded."""
 
@@ -90,6 +99,10 @@ class Workers(Frozen):
     scorers: int | Literal["auto"] = "auto"
     threads: int | Literal["auto"] = Field(default="auto", description="torch threads of one scorer on CPU")
     gpus: int | Literal["auto"] = "auto"
+    decode_resources: dict[str, float] = Field(
+        default_factory=dict, description="Ray's custom resources that decoding takes of its node"
+    )
+    scorer_resources: dict[str, float] = Field(default_factory=dict, description="and a scorer of its own")
 
 
 class ScoreConfig(Frozen):
@@ -99,6 +112,7 @@ class ScoreConfig(Frozen):
     clip: tuple[ClipScorer, ...] = ()
     banks: tuple[Bank, ...] = ()
     heads: tuple[Head, ...] = ()
+    overlap: Overlap | None = None
     decode: DecodeLimits = DecodeLimits()
     workers: Workers = Workers()
     max_failed: float = Field(default=0.0, ge=0.0, le=1.0, description="share of rows that may fail inside")
@@ -109,11 +123,24 @@ class ScoreConfig(Frozen):
             names = [one.name for one in listed]
             if len(names) != len(set(names)):
                 raise ValueError(f"two entries of score.{place} have the same name")
+        covered = self.overlap.scorers if self.overlap is not None else ()
+        names = [one.name for one in self.clip]
+        for name in covered:
+            if name not in names:
+                raise ValueError(
+                    f"score.overlap names no scorer '{name}'; score.clip has: {', '.join(names) or 'none'}"
+                )
+            if f"{name}_masked" in names or covered.count(name) > 1:
+                raise ValueError(
+                    f"score.overlap makes a column 'clip_{name}_masked', which is there: rename the scorer"
+                )
         return self
 
 
 def origin_of(column: str) -> str:
     """Say where a column that is not there would come from; empty if no part of `score` makes such a name."""
+    if column.startswith("clip_") and column.endswith("_masked"):
+        return "add the scorer to score.overlap.scorers"
     if column.startswith("clip_"):
         return "add the scorer to score.clip"
     if column.startswith("head_"):

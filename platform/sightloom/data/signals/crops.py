@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
+
+from sightloom.data.signals.overlap import TextMask, covered
 
 LONGEST_ASPECT = 32.0  # a longer strip is cut to its middle before it is resized: it would need gigabytes
 RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
@@ -14,11 +17,22 @@ RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.
 
 @dataclass(frozen=True, slots=True)
 class CropSpec:
-    """How a model wants its picture: `shortest` = resize the short side, crop the centre; `squash` = resize both."""
+    """How a model wants its picture: `shortest` = resize the short side, crop the centre; `squash` = resize both.
+
+    With `mask`, text is covered first.
+    """
 
     side: int
     resize: str
     interpolation: str
+    mask: TextMask | None = None
+
+
+def views(image: Image.Image, specs: Sequence[CropSpec]) -> list[npt.NDArray[np.uint8]]:
+    """Return each model's view of an RGB image; where a view is of covered text, that is found once for all."""
+    masks = dict.fromkeys(spec.mask for spec in specs if spec.mask is not None)
+    shown: dict[TextMask | None, Image.Image] = {None: image, **{mask: covered(image, mask) for mask in masks}}
+    return [crop(shown[spec.mask], spec) for spec in specs]
 
 
 def crop(image: Image.Image, spec: CropSpec) -> npt.NDArray[np.uint8]:

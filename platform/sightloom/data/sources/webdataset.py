@@ -126,9 +126,7 @@ def parse_group(pos: int, group: list[Member], fields: dict[str, str], addressab
     image = _one_image(record, images)
     if "json" in values:
         values["json"] = _parse_json(record, values["json"])
-        record.meta = dict(values["json"])
-        record.meta.pop("sightloom", None)
-        record.meta.pop("uid", None)
+        record.meta = _without_ours(values["json"])
     mapped = {**DEFAULT_FIELDS, **fields}
     if "messages" in record.meta and "record" not in fields:
         mapped["record"] = "json"
@@ -152,6 +150,13 @@ def _parse_json(record: RawRecord, data: bytes) -> dict[str, Any]:
         record.refuse("invalid_record", f"json: not JSON: {error}")
         return {}
     return value if isinstance(value, dict) else {"json": value}
+
+
+def _without_ours(meta: dict[str, Any]) -> dict[str, Any]:
+    """Leave out what packing adds, where the sample was packed by us: it is made anew. Others' `uid` is theirs."""
+    own = meta.get("sightloom")
+    packed = isinstance(own, dict) and {"src", "source_key", "scores"} <= own.keys()
+    return {name: value for name, value in meta.items() if not packed or name not in ("uid", "sightloom")}
 
 
 def _starts_new(group: list[Member], member: Member) -> bool:

@@ -1,41 +1,24 @@
-// The page: gathers a question, streams the reply, shows what it cost. Text is only ever set as text, never as markup.
+// The page: gathers pictures and a question, asks one model or two side by side, marks the answers on the picture.
 
-import { chat, listModels } from "./api.js";
-import { draw, findMarks, loadPicture } from "./picture.js";
-import { asCurl, asPython } from "./snippets.js";
+import { listModels } from "./api.js";
+import { draw, loadPicture } from "./picture.js";
+import { Reply } from "./reply.js";
+import { buildBody } from "./request.js";
 
-const EXAMPLES = ["Describe the image.", "What is the total?", "What is bottom right?", "Click the light switch."];
+const EXAMPLES = {
+  natural: "What colour is the thing right of the tree?",
+  document: "What is the total?",
+  science: "Which object is heavier?",
+  ui: "Click the light switch.",
+  art: "Which medium is this picture?",
+};
+const COLOURS = ["#e11d48", "#0369a1"]; // of the marks of the first and the second reply
+const MOST_PICTURES = 8;
 const at = (id) => document.getElementById(id);
-const state = { picture: null, models: [], body: null, running: null, answer: "" };
-
-const seconds = (ms) => `${(ms / 1000).toFixed(ms < 10_000 ? 2 : 1)} s`;
+const state = { pictures: [], shown: 0, models: [], replies: [], running: false };
 
 function show(id, visible) {
   at(id).hidden = !visible;
-}
-
-function fail(error) {
-  show("empty", false);
-  show("turn", true);
-  const box = at("error");
-  box.replaceChildren(document.createTextNode(error.message));
-  if (error.code) {
-    const code = document.createElement("code");
-    code.textContent = ` ${error.code}`;
-    box.append(code);
-  }
-  if (error.retryAfter) countDown(box, error.retryAfter);
-  show("error", true);
-}
-
-function countDown(box, left) {
-  const words = document.createElement("div");
-  box.append(words);
-  const tick = () => {
-    words.textContent = left > 0 ? `Try again in ${left} s.` : "Try again now.";
-    if (left-- > 0 && box.contains(words)) setTimeout(tick, 1000);
-  };
-  tick();
 }
 
 // ---- models ---------------------------------------------------------------------------------------------------------
@@ -48,15 +31,21 @@ async function refreshModels() {
     at("badge").classList.add("bad");
     return;
   }
-  const chosen = at("model").value;
-  at("model").replaceChildren(...state.models.map((model) => new Option(model.id, model.id)));
-  if (state.models.some((model) => model.id === chosen)) at("model").value = chosen;
   if (!state.models.length) {
     at("badge").textContent = "no model is ready yet";
     setTimeout(refreshModels, 2000);
     return;
   }
+  const options = () => state.models.map((model) => new Option(model.id, model.id));
+  refill(at("model"), options());
+  refill(at("rival"), [new Option("nobody", ""), ...options()]);
   badge();
+}
+
+function refill(select, options) {
+  const chosen = select.value;
+  select.replaceChildren(...options);
+  if (options.some((option) => option.value === chosen)) select.value = chosen;
 }
 
 function badge(route) {
@@ -70,164 +59,112 @@ function badge(route) {
   at("thinking").disabled = at("budget").disabled = !thinks;
 }
 
-// ---- picture --------------------------------------------------------------------------------------------------------
+// ---- pictures -------------------------------------------------------------------------------------------------------
 
-async function take(file) {
-  if (!file) return;
-  try {
-    state.picture = await loadPicture(file);
-  } catch (error) {
-    fail(error);
-    return;
+async function take(files) {
+  say("");
+  for (const file of files) {
+    if (state.pictures.length === MOST_PICTURES) {
+      say(`At most ${MOST_PICTURES} pictures go with a question.`);
+      break;
+    }
+    try {
+      state.pictures.push(await loadPicture(file));
+    } catch (error) {
+      say(error.message);
+      continue;
+    }
+    state.shown = state.pictures.length - 1;
+    state.replies = [];
   }
-  at("about").textContent = state.picture.about;
-  at("drop").classList.add("full");
-  document.querySelector(".hint").hidden = true;
-  show("stage", true);
-  show("under", true);
-  draw(at("canvas"), state.picture, []);
-  at("question").focus();
+  at("file").value = "";
+  showPictures();
+  if (state.pictures.length) at("question").focus();
 }
 
 function removePicture() {
-  state.picture = null;
-  at("drop").classList.remove("full");
-  document.querySelector(".hint").hidden = false;
-  show("stage", false);
-  show("under", false);
-  at("file").value = "";
+  state.pictures.splice(state.shown, 1);
+  state.shown = Math.max(0, state.shown - 1);
+  state.replies = [];
+  showPictures();
+}
+
+function showPictures() {
+  const any = state.pictures.length > 0;
+  at("drop").classList.toggle("full", any);
+  document.querySelector(".hint").hidden = any;
+  show("stage", any);
+  show("under", any);
+  const thumbnails = state.pictures.map((picture, place) => {
+    const button = document.createElement("button");
+    const image = document.createElement("img");
+    image.src = picture.url;
+    image.alt = "";
+    button.type = "button";
+    button.setAttribute("aria-label", `picture ${place + 1} of ${state.pictures.length}`);
+    button.setAttribute("aria-pressed", String(place === state.shown));
+    button.addEventListener("click", () => {
+      state.shown = place;
+      showPictures();
+    });
+    button.append(image);
+    return button;
+  });
+  at("strip").replaceChildren(...thumbnails);
+  show("strip", state.pictures.length > 1);
+  if (!any) return;
+  at("about").textContent = state.pictures[state.shown].about;
+  redraw();
+}
+
+// Marks belong to the only picture; with several a number does not say which one is meant.
+function redraw() {
+  const picture = state.pictures[state.shown];
+  if (!picture) return;
+  const marks = state.replies.flatMap((reply, place) => reply.marks().map((mark) => ({ ...mark, colour: COLOURS[place] })));
+  draw(at("canvas"), picture, state.pictures.length === 1 ? marks : []);
+}
+
+function say(words) {
+  at("notice").textContent = words;
+  show("notice", Boolean(words));
 }
 
 // ---- asking ---------------------------------------------------------------------------------------------------------
 
-function buildBody(question) {
-  const parts = [{ type: "text", text: question }];
-  if (state.picture) parts.unshift({ type: "image_url", image_url: { url: state.picture.url } });
-  const messages = [{ role: "user", content: parts }];
-  if (at("system").value.trim()) messages.unshift({ role: "system", content: at("system").value.trim() });
-  const body = {
-    model: at("model").value,
-    messages,
-    temperature: Number(at("temperature").value),
-    max_completion_tokens: Number(at("max").value),
-    stream: true,
-    stream_options: { include_usage: true },
-  };
-  if (at("seed").value) body.seed = Number(at("seed").value);
-  if (at("thinking").disabled) return body;
-  if (at("thinking").checked) body.thinking_token_budget = Number(at("budget").value);
-  else body.chat_template_kwargs = { enable_thinking: false };
-  return body;
-}
-
-function begin(question) {
-  state.answer = "";
+async function ask() {
+  if (state.running || !at("model").value) return;
+  const question = at("question").value.trim() || at("question").placeholder;
+  const names = [at("model").value, at("rival").value].filter(Boolean);
+  let bodies;
+  try {
+    bodies = names.map((name) => buildBody(at, name, question, state.pictures));
+  } catch (error) {
+    say(error.message);
+    return;
+  }
+  say("");
+  state.running = true;
+  state.replies = bodies.map((body) => new Reply(body, at("key").value));
   at("asked").textContent = question;
-  for (const id of ["reasoning", "answer", "copied"]) at(id).textContent = "";
-  at("facts").replaceChildren();
-  for (const id of ["empty", "error", "facts", "copy", "thought"]) show(id, false);
-  for (const id of ["turn", "stop"]) show(id, true);
+  at("replies").replaceChildren(...state.replies.map((reply) => reply.node));
+  at("replies").classList.toggle("two", state.replies.length === 2);
+  show("empty", false);
+  show("turn", true);
   show("go", false);
-  at("thought").open = true;
-  at("turn").classList.add("busy");
+  show("stop", true);
   at("reply").setAttribute("aria-busy", "true");
-  if (state.picture) draw(at("canvas"), state.picture, []);
-}
-
-function end() {
-  state.running = null;
+  redraw();
+  await Promise.all(state.replies.map((reply, place) => reply.run((route) => place === 0 && badge(route))));
+  state.running = false;
   show("stop", false);
   show("go", true);
-  show("copy", true);
-  at("turn").classList.remove("busy");
   at("reply").setAttribute("aria-busy", "false");
+  redraw();
 }
 
-async function ask() {
-  const question = at("question").value.trim() || at("question").placeholder;
-  if (state.running || !at("model").value) return;
-  const control = new AbortController();
-  state.running = control;
-  state.body = buildBody(question);
-  begin(question);
-  const times = { start: performance.now() };
-  const seen = {};
-  try {
-    for await (const item of chat(state.body, at("key").value, control.signal)) {
-      const now = performance.now();
-      if (item.headers) {
-        badge(item.headers.get("x-sightloom-route"));
-        continue;
-      }
-      times.first ??= now;
-      if (item.reasoning) {
-        times.thought ??= now;
-        show("thought", true);
-        at("reasoning").textContent += item.reasoning;
-        at("thought-title").textContent = "Thinking …";
-      }
-      if (item.content) {
-        if (times.thought && !times.answer) at("thought-title").textContent = `Thinking, ${seconds(now - times.thought)}`;
-        times.answer ??= now;
-        state.answer += item.content;
-        at("answer").textContent = state.answer;
-      }
-      if (item.finish) Object.assign(seen, item);
-      if (item.usage) seen.usage = item.usage;
-    }
-  } catch (error) {
-    if (error.name === "AbortError") seen.finish = "stopped";
-    else fail(error);
-  }
-  times.end = performance.now();
-  finish(times, seen);
-  end();
-}
-
-function finish(times, seen) {
-  const usage = seen.usage;
-  const reasoning = usage?.completion_tokens_details.reasoning_tokens ?? 0;
-  if (times.thought) {
-    const long = seconds((times.answer ?? times.end) - times.thought);
-    const cut = seen.thinking === "truncated" ? ", cut at the budget" : seen.thinking === "malformed" ? ", malformed" : "";
-    at("thought-title").textContent = `Thinking, ${long}${reasoning ? `, ${reasoning} tokens` : ""}${cut}`;
-  }
-  if (!state.answer && at("error").hidden) at("answer").textContent = seen.finish === "stopped" ? "stopped" : "(no answer)";
-  const facts = { finished: seen.finish, "first token": times.first && seconds(times.first - times.start) };
-  facts.total = seconds(times.end - times.start);
-  if (usage) {
-    facts.prompt = `${usage.prompt_tokens} tokens, ${usage.prompt_tokens_details.image_tokens} of the picture`;
-    facts.reply = `${usage.completion_tokens} tokens, ${reasoning} of thinking`;
-    const writing = (times.end - times.first) / 1000;
-    if (writing > 0) facts.speed = `${Math.round(usage.completion_tokens / writing)} tokens/s`;
-  }
-  for (const [name, value] of Object.entries(facts)) {
-    if (!value) continue;
-    const pair = document.createElement("div");
-    const term = document.createElement("dt");
-    const words = document.createElement("dd");
-    term.textContent = name;
-    words.textContent = value;
-    pair.append(term, words);
-    at("facts").append(pair);
-  }
-  show("facts", true);
-  if (state.picture) draw(at("canvas"), state.picture, findMarks(state.answer));
-}
-
-async function copy(kind) {
-  const texts = {
-    curl: () => asCurl(state.body, location.origin),
-    python: () => asPython(state.body, location.origin),
-    answer: () => state.answer,
-  };
-  try {
-    await navigator.clipboard.writeText(texts[kind]());
-    at("copied").textContent = "copied";
-  } catch {
-    at("copied").textContent = "the browser did not allow copying";
-  }
-  setTimeout(() => (at("copied").textContent = ""), 2000);
+function stop() {
+  for (const reply of state.replies) reply.control.abort();
 }
 
 // ---- wiring ---------------------------------------------------------------------------------------------------------
@@ -236,8 +173,9 @@ at("form").addEventListener("submit", (event) => {
   event.preventDefault();
   ask();
 });
-at("stop").addEventListener("click", () => state.running?.abort());
+at("stop").addEventListener("click", stop);
 at("remove").addEventListener("click", removePicture);
+at("add").addEventListener("click", () => at("file").click());
 at("drop").addEventListener("click", () => at("file").click());
 at("drop").addEventListener("keydown", (event) => {
   if (event.key === "Enter" || event.key === " ") {
@@ -245,7 +183,7 @@ at("drop").addEventListener("keydown", (event) => {
     at("file").click();
   }
 });
-at("file").addEventListener("change", () => take(at("file").files[0]));
+at("file").addEventListener("change", () => take([...at("file").files]));
 for (const kind of ["dragenter", "dragover"]) {
   document.addEventListener(kind, (event) => {
     event.preventDefault();
@@ -258,27 +196,27 @@ for (const kind of ["dragleave", "drop"]) {
     at("drop").classList.remove("over");
   });
 }
-document.addEventListener("drop", (event) => take(event.dataTransfer.files[0]));
+document.addEventListener("drop", (event) => take([...event.dataTransfer.files]));
 document.addEventListener("paste", (event) => {
-  const file = [...event.clipboardData.files].find((one) => one.type.startsWith("image/"));
-  if (file) {
+  const files = [...event.clipboardData.files].filter((one) => one.type.startsWith("image/"));
+  if (files.length) {
     event.preventDefault();
-    take(file);
+    take(files);
   }
 });
 document.addEventListener("keydown", (event) => {
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) ask();
-  if (event.key === "Escape") state.running?.abort();
+  if (event.key === "Escape") stop();
 });
-window.addEventListener("resize", () => state.picture && draw(at("canvas"), state.picture, findMarks(state.answer)));
+window.addEventListener("resize", redraw);
 at("model").addEventListener("change", () => badge());
 at("key").addEventListener("change", refreshModels);
-at("copy").addEventListener("click", (event) => event.target.dataset.copy && copy(event.target.dataset.copy));
 at("examples").append(
-  ...EXAMPLES.map((words) => {
+  ...Object.entries(EXAMPLES).map(([domain, words]) => {
     const item = document.createElement("li");
     const button = document.createElement("button");
     button.type = "button";
+    button.title = domain;
     button.textContent = words;
     button.addEventListener("click", () => {
       at("question").value = words;

@@ -61,9 +61,9 @@ export function draw(canvas, picture, marks) {
   canvas.setAttribute("aria-label", `the picture${marks.length ? `, ${marks.length} place(s) marked` : ""}`);
   const x = (value) => (value / 1000) * canvas.width;
   const y = (value) => (value / 1000) * canvas.height;
-  for (const { point, box } of marks) {
-    for (const [colour, wide] of [["#ffffff", 5], ["#e11d48", 2.5]]) {
-      pen.strokeStyle = colour;
+  for (const { point, box, colour } of marks) {
+    for (const [ink, wide] of [["#ffffff", 5], [colour, 2.5]]) {
+      pen.strokeStyle = ink;
       pen.lineWidth = wide * density;
       pen.beginPath();
       if (box) pen.rect(x(box[0]), y(box[1]), x(box[2]) - x(box[0]), y(box[3]) - y(box[1]));
