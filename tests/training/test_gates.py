@@ -33,7 +33,8 @@ def test_a_metric_that_was_not_measured_does_not_pass() -> None:
 def rows(right: list[bool], domain: str = "ui") -> list[Row]:
     common = {"suite": "s", "domain": domain, "task": "t", "needs_steps": False, "image_sha256": "", "prompt": "?",
               "expected": "x", "prediction": "x", "reasoning": None, "thinking": "off", "well_formed": True,
-              "tokens": 1, "latency_ms": 1.0, "finish": "stop", "error": None, "kind": "text", "scores": {}, "source": ""}  # fmt: skip
+              "tokens": 1, "latency_ms": 1.0, "finish": "stop", "error": None,
+              "kind": "text", "scores": {}, "source": ""}  # fmt: skip
     return [Row(id=f"{domain}{n}", group=f"{domain}{n}", right=value, **common) for n, value in enumerate(right)]  # type: ignore[arg-type]
 
 
