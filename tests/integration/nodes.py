@@ -87,8 +87,8 @@ class Nodes:
         gcs, dashboard, *_ = self._ports[self.head.name]
         _, _, agent, client = self._ports[node.name]
         words = [
-            "--block", f"--node-name={node.name}", f"--node-ip-address={node.ip}", f"--num-cpus={node.cpus}", "--disable-usage-stats",
-            "--object-store-memory=100000000", f"--dashboard-agent-listen-port={agent}",
+            "--block", f"--node-name={node.name}", f"--node-ip-address={node.ip}", f"--num-cpus={node.cpus}",
+            "--disable-usage-stats", "--object-store-memory=100000000", f"--dashboard-agent-listen-port={agent}",
             f"--resources={json.dumps(dict(node.resources))}", f"--temp-dir={self._temp}/{node.name}",
         ]  # fmt: skip
         if node is not self.head:
