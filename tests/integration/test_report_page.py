@@ -17,6 +17,7 @@ import pytest
 
 from sightloom.config import validate
 from sightloom.data.curation import curate
+from sightloom.data.garbage import find_garbage
 from sightloom.data.recipe import Recipe
 from sightloom.data.results import CurationResult
 from sightloom.progress import NullProgress
@@ -218,4 +219,5 @@ def test_a_presets_rules_and_cuts_are_shown_like_own_ones(curated: CurationResul
     facts = facts_of(found)
     assert facts["order"][-3:] == ["not_a_record", "no_answer", "small"]
     assert facts["alone"]["not_a_record"] == facts["rows_in"] - facts["dropped"]["truncated_image"] == 124
+    assert find_garbage(str(root / "out"), -1.0) == []  # of two finished runs every file is named
     assert facts["alone"]["small"] == 1 and facts["histograms"]["width"]["cuts"] == [8.0]
