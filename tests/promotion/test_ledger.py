@@ -5,8 +5,8 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from sightloom.errors import SightloomError
+from sightloom.promotion.events import LedgerBroken
 from sightloom.promotion.ledger import LEDGER, Ledger, LostRace
-from sightloom.promotion.states import LedgerBroken
 from sightloom.tracking import normalized_uri
 
 

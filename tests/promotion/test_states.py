@@ -7,7 +7,9 @@ from hypothesis import strategies as st
 
 from sightloom.errors import GateNotPassed, UserMistake
 from sightloom.promotion.decide import moves_to_promote, refused, version_to_restore
-from sightloom.promotion.states import GENESIS, KINDS, Entry, Event, LedgerBroken, ModelState, State, fold, why_illegal
+from sightloom.promotion.events import GENESIS, KINDS, Entry, Event, LedgerBroken
+from sightloom.promotion.fold import State, fold
+from sightloom.promotion.states import ModelState, why_illegal
 
 
 def event(kind: str, version: int, prev: str, reason: str = "r", **args: object) -> Event:
@@ -48,7 +50,7 @@ def test_a_challenger_must_walk_its_plan() -> None:
     plan: dict[str, object] = {"plan": [{"bp": 100}, {"bp": 1000}]}
     steps = [*promoted(1, False), *promoted(2, True)[:2], ("start", 2, plan), ("step", 2, {})]
     state = fold(chain(*steps)).model("m")
-    assert (state.challenger, state.step) == (2, 1)
+    assert (state.challenger, state.trial.step) == (2, 1)
     assert "may not be promoted" in why_illegal(state, event("promote", 2, GENESIS))
     assert why_illegal(state, event("promote", 2, GENESIS, override=True)) == ""
     assert "needs a reason" in why_illegal(state, event("promote", 2, GENESIS, reason="", override=True))

@@ -1,4 +1,4 @@
-"""Import paths for Serve's own configuration files (RayService, `serve deploy`): the apps that `deploy` starts."""
+"""Import paths for Serve's own configuration files (RayService, `serve deploy`, the release manager's document)."""
 
 from pathlib import Path
 
@@ -9,7 +9,9 @@ from sightloom.config import Frozen
 from sightloom.serving.app import EndpointConfig
 from sightloom.serving.deploy import Version
 from sightloom.serving.engines.transformers import TransformersSettings
-from sightloom.serving.router import Router, Routes
+from sightloom.serving.registered import Registered, RegisteredArgs
+from sightloom.serving.router import Router
+from sightloom.serving.routes import Routes
 
 
 class VersionArgs(Frozen):
@@ -24,13 +26,20 @@ class RouterArgs(Frozen):
     """The router's app. Serve listens beyond loopback in a cluster, so `endpoint.keys` names a key file there."""
 
     endpoint: EndpointConfig
-    routes: Routes = Field(description="the first routes; Serve's `user_config` changes them without a restart")
+    routes: Routes = Field(
+        default=Routes(), description="the first ones; Serve's `user_config` changes them without a restart"
+    )
 
 
 def version_app(args: VersionArgs) -> Application:
     """`sightloom.serving.builders:version_app`: an engine behind a handle."""
     settings = args.engine.model_dump(mode="json")
     return Version.options(user_config={}).bind(str(Path(args.folder)), args.version, settings)
+
+
+def registered_app(args: RegisteredArgs) -> Application:
+    """`sightloom.serving.builders:registered_app`: the same, of a registered version that is fetched and verified."""
+    return Registered.options(user_config={}).bind(args.model_dump(mode="json"))
 
 
 def router_app(args: RouterArgs) -> Application:
