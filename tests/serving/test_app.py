@@ -1,6 +1,8 @@
 """The endpoint's answers and refusals, over the real engine."""
 
+import gzip
 import json
+import time
 from typing import Any
 
 import pytest
@@ -134,7 +136,6 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"min_p": 0.1}, "unsupported_parameter", "min_p"),
     ({"presence_penalty": 1}, "unsupported_parameter", "presence_penalty"),
     ({"ignore_eos": True}, "unsupported_parameter", "ignore_eos"),
-    ({"response_format": {"type": "json_object"}}, "unsupported_parameter", "response_format"),
     ({"sightloom": {"self_consistency": {"n": 4}}}, "unsupported_parameter", "sightloom.self_consistency"),
     ({"temperature": 3}, "invalid_value", "temperature"),
     ({"temperature": "1"}, "invalid_value", "temperature"),
@@ -184,6 +185,28 @@ def test_a_body_that_is_no_json_object_is_refused(client: TestClient, raw: bytes
     response = client.post(CHAT, content=raw, headers={"content-type": "application/json"})
     assert response.status_code == 400
     assert response.json()["error"]["code"] == "invalid_json"
+
+
+def test_ten_thousand_pictures_deep_nesting_and_huge_numbers_are_refused_quickly(client: TestClient) -> None:
+    many = [{"type": "image_url", "image_url": {"url": data_url(picture(4, 4))}}] * 10_000
+    deep: Any = "x"
+    for _ in range(400):
+        deep = {"a": [deep]}
+    packed = gzip.compress(b" " * 10_000_000)
+    bodies: list[tuple[dict[str, Any], int]] = [
+        ({"json": body(messages=[{"role": "user", "content": many}])}, 400),
+        ({"json": body(metadata={"deep": deep}, foo=deep)}, 400),
+        ({"json": body(response_format={"type": "json_schema", "json_schema": {"name": "a", "schema": deep}})}, 400),
+        ({"content": json.dumps(body()).replace("24", "1" + "0" * 4000)}, 400),
+        ({"content": json.dumps(body()).replace("24", "1e999")}, 400),
+        ({"content": packed, "headers": {"content-type": "application/json", "content-encoding": "gzip"}}, 415),
+    ]
+    for asked, status in bodies:
+        headers = {"content-type": "application/json", **asked.pop("headers", {})}
+        began = time.monotonic()
+        response = client.post(CHAT, **asked, headers=headers)
+        assert response.status_code == status, response.text[:300]
+        assert time.monotonic() - began < 2
 
 
 def test_every_status_has_the_error_shape(client: TestClient) -> None:

@@ -48,7 +48,7 @@ def check_split(tokenizer: Any, text: str, opened: bool) -> None:
     """Token by token, the splitter gives what the parser says of the whole text."""
     vocabulary = tokenizer.get_vocab()
     marks = ThinkTokens(vocabulary[THINK_OPEN], vocabulary[THINK_CLOSE])
-    splitter = Splitter(tokenizer, marks, opened, 1000, frozenset())
+    splitter = Splitter(tokenizer.backend_tokenizer.decode, marks, opened, 1000, frozenset())
     tokens = tokenizer.encode(text, add_special_tokens=False)
     pieces = []
     for token in tokens:

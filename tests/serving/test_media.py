@@ -1,11 +1,17 @@
 """The media guard: what comes in is whole, still, upright and within budgets; the rest is a typed refusal."""
 
 import asyncio
+import gzip
 import io
+import json
+import os
 import struct
+import subprocess
+import sys
 import time
 import zlib
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 import pytest
 from aiohttp import web
@@ -46,11 +52,11 @@ def png_header(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"\0" * 10)) + chunk(b"IEND", b"")
 
 
-def text_bomb() -> bytes:
-    """A small PNG whose zTXt chunk unpacks to 100 MB."""
+def bomb(kind: bytes, size: int = 100_000_000) -> bytes:
+    """A small PNG one of whose chunks (zTXt, iCCP) unpacks to 100 MB."""
     whole = picture()
-    data = b"Comment\0\0" + zlib.compress(b"\0" * 100_000_000, 9)
-    chunk = struct.pack(">I", len(data)) + b"zTXt" + data + struct.pack(">I", zlib.crc32(b"zTXt" + data))
+    data = b"Comment\0\0" + zlib.compress(b"\0" * size, 9)
+    chunk = struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
     return whole[:33] + chunk + whole[33:]
 
 
@@ -101,7 +107,8 @@ REFUSED: dict[str, tuple[str, int, str]] = {
     "21 megapixels": (data_url(png_header(7000, 3000)), 413, "image_too_large"),
     "thin": (data_url(encode(Image.new("RGB", (603, 2)))), 400, "invalid_image"),
     "one pixel": (data_url(encode(Image.new("RGB", (1, 1)))), 400, "invalid_image"),
-    "text bomb": (data_url(text_bomb()), 400, "invalid_image"),
+    "text bomb": (data_url(bomb(b"zTXt")), 400, "invalid_image"),
+    "profile bomb": (data_url(bomb(b"iCCP")), 400, "invalid_image"),
     "no base64": ("data:image/png,abc", 400, "invalid_image"),
     "bad base64": ("data:image/png;base64,a$b=", 400, "invalid_image"),
     "too many bytes": ("data:image/png;base64," + "A" * (12 * 2**20), 413, "image_too_large"),
@@ -121,6 +128,36 @@ def test_what_is_dangerous_or_broken_is_refused_at_once(url: str, status: int, c
     assert (caught.value.status, caught.value.code) == (status, code)
     assert caught.value.param == "messages[0].content[0].image_url.url"
     assert time.monotonic() - began < 2
+
+
+def test_what_is_refused_costs_little_memory(tmp_path: Path) -> None:
+    """In a process of its own, because the peak of this one is that of all tests before."""
+    urls = tmp_path / "urls.json"
+    urls.write_text(json.dumps([url for url, _, _ in REFUSED.values()]))
+    code = """
+import asyncio, json, resource, sys
+from sightloom.serving.errors import ApiError
+from sightloom.serving.media import MediaGuard, MediaLimits, Reference
+urls = json.load(open(sys.argv[1]))
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+async def run():
+    guard, before = MediaGuard(MediaLimits()), peak()
+    for url in urls:
+        try:
+            await guard.load([Reference(url, "auto", "url")])
+        except ApiError:
+            continue
+        raise AssertionError(url[:60])
+    await guard.close()
+    return peak() - before
+print(asyncio.run(run()))
+"""
+    paths = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(urls)], capture_output=True, text=True, env=paths, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) <= 200  # MiB
 
 
 def test_count_and_sums_are_bounded() -> None:
@@ -182,6 +219,16 @@ def test_redirects_are_judged_like_first_addresses() -> None:
     assert caught.value.code == "media_url_not_allowed"
     with pytest.raises(ApiError, match="redirects"):
         served(around, "a.png", **opened)
+
+
+def test_a_packed_answer_is_not_unpacked() -> None:
+    async def packed(_: web.Request) -> web.Response:
+        body = gzip.compress(b"\0" * 50_000_000)
+        return web.Response(body=body, headers={"content-encoding": "gzip", "content-type": "image/png"})
+
+    with pytest.raises(ApiError) as caught:
+        served(packed, "a.png", allow_networks=("127.0.0.0/8", "::1/128"))
+    assert caught.value.code == "invalid_image"  # what came is judged as it came: no picture
 
 
 def test_a_slow_or_endless_server_is_left() -> None:

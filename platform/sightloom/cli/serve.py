@@ -7,16 +7,20 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+import yaml
 from rich.console import Console
 
 from sightloom import runtime
 from sightloom.cli import console
 from sightloom.cli.console import DEFAULT_STORE, Ray, Store
+from sightloom.config import validate
 from sightloom.errors import UserMistake
 from sightloom.registry import Registry
 from sightloom.serving.app import EndpointConfig
+from sightloom.serving.clip import ClipSettings
 from sightloom.serving.deploy import Deployment, check_host, check_port, deploy, shutdown
 from sightloom.serving.engines.transformers import TransformersSettings
+from sightloom.serving.engines.vllm_server import VllmSettings
 from sightloom.serving.local import serve_here
 from sightloom.serving.media import MediaLimits
 from sightloom.tracking import normalized_uri
@@ -39,8 +43,23 @@ def register(app: typer.Typer) -> None:
             str | None, typer.Option(help="Key file; without it everybody on this machine may ask.")
         ] = None,
         allow_domain: Annotated[list[str] | None, typer.Option(help="Fetch pictures from this domain, too.")] = None,
-        dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
-        device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+        engine: Annotated[
+            str, typer.Option(help="transformers, vllm, or the URL of a vLLM server that you run.")
+        ] = "transformers",
+        engine_python: Annotated[
+            str | None, typer.Option(help="Python of an environment with vLLM, where this one has none.")
+        ] = None,
+        engine_key: Annotated[str | None, typer.Option(help="File with the key of the vLLM server at a URL.")] = None,
+        engine_arg: Annotated[
+            list[str] | None, typer.Option(help="An option of vLLM, e.g. tensor-parallel-size=2; may be repeated.")
+        ] = None,
+        engine_gpus: Annotated[float, typer.Option(help="GPUs that vLLM's replica reserves with --on ray.", min=0)] = 0,
+        clip: Annotated[
+            list[str] | None,
+            typer.Option(help="NAME=local-dir:FOLDER or NAME=MODEL,PRETRAINED: an open_clip model for embeddings."),
+        ] = None,
+        dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16; auto with vLLM.")] = "float32",
+        device: Annotated[str, typer.Option(help="cpu or cuda; vLLM finds its device itself.")] = "cpu",
         ray: Ray = runtime.LOCAL,
         as_json: Annotated[bool, typer.Option("--json", help="Print the address as one JSON object.")] = False,
     ) -> None:
@@ -52,7 +71,8 @@ def register(app: typer.Typer) -> None:
         if on not in ("process", "ray"):
             raise UserMistake(f"--on {on} is not known", "use --on process or --on ray")
         endpoint = EndpointConfig(keys=keys, media=MediaLimits(allow_domains=tuple(allow_domain or ())))
-        settings = TransformersSettings(dtype=dtype, device=device)
+        settings = engine_settings(engine, engine_python, engine_key, engine_arg or [], engine_gpus, dtype, device)
+        clips = clip_settings(clip or [])
         check_host(host, endpoint)
         check_port(host, port)
         folder, model, version = find(target, name, store)
@@ -61,11 +81,11 @@ def register(app: typer.Typer) -> None:
             console.emit(as_result(running), as_json, lambda page: show(page, running))
 
         if on == "process":
-            serve_here(folder, model, version, port, host, endpoint, settings, announce)
+            serve_here(folder, model, version, port, host, endpoint, settings, announce, clips)
             return
         owned = runtime.connect(ray) and ray == runtime.LOCAL
         try:
-            announce(deploy(folder, model, version, port, host, endpoint, settings))
+            announce(deploy(folder, model, version, port, host, endpoint, settings, clips))
             ended = threading.Event()
             for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, lambda *_: ended.set())
@@ -73,6 +93,44 @@ def register(app: typer.Typer) -> None:
         finally:
             shutdown(ray_ends=owned)
             runtime.disconnect()
+
+
+def engine_settings(
+    engine: str, python: str | None, key_file: str | None, extra: list[str], gpus: float, dtype: str, device: str
+) -> TransformersSettings | VllmSettings:
+    """The engine's settings from the command line.
+
+    Raises:
+        UserMistake: options that do not belong together, or an unknown one.
+    """
+    if engine == "transformers":
+        if python or key_file or extra or gpus:
+            raise UserMistake("--engine-python, -key, -arg and -gpus belong to vLLM", "add --engine vllm")
+        return TransformersSettings(dtype=dtype, device=device)
+    given: dict[str, Any] = {"kind": engine, "dtype": dtype, "python": python, "num_gpus": gpus}
+    if engine.startswith(("http://", "https://")):
+        given |= {"kind": "vllm", "url": engine, "key_file": key_file}
+    elif engine != "vllm":
+        raise UserMistake(f"--engine {engine} is not known", "use transformers, vllm, or a vLLM server's URL")
+    pairs = [argument.partition("=") for argument in extra]
+    given["extra_args"] = {name: yaml.safe_load(value) if sign else True for name, sign, value in pairs}
+    return validate(VllmSettings, given, "command line")
+
+
+def clip_settings(given: list[str]) -> dict[str, ClipSettings]:
+    """The open_clip models of the command line.
+
+    Raises:
+        UserMistake: one has no name.
+    """
+    found: dict[str, ClipSettings] = {}
+    for text in given:
+        name, sign, model = text.partition("=")
+        if not (name and sign and model):
+            raise UserMistake(f"--clip {text} has no name", "write NAME=local-dir:FOLDER or NAME=MODEL,PRETRAINED")
+        architecture, _, pretrained = model.partition(",")
+        found[name] = ClipSettings(model=architecture, pretrained=pretrained or None)
+    return found
 
 
 def find(target: str, name: str, store: str) -> tuple[Path, str, str]:

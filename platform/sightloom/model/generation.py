@@ -9,7 +9,7 @@ Shapes: B rows, U unique prompts, T prompt tokens, V vocabulary.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, Protocol
 
 import torch
 
@@ -21,6 +21,16 @@ from sightloom.model.sampling import Sampler, Sampling, never_written
 
 Finish = Literal["stop", "length", "cancelled"]
 COMPACT_BELOW: Final = 0.75  # share of rows still running at which the others are cut away
+
+
+class Constraint(Protocol):
+    """What an answer is bound to; it begins behind the thinking."""
+
+    def mask(self, logits_V: torch.Tensor) -> None:
+        """Give the tokens that may not be next a logit of -inf, in place."""
+
+    def accept(self, token: int) -> None:
+        """Take the token that was chosen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +49,7 @@ class GenerationRequest:
     seed: int = 0
     thinking_budget: int | None = None
     stop_token_ids: tuple[int, ...] = ()
+    constraint: Constraint | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +141,9 @@ class Generator:
         sampler = Sampler([row.sampling() for row in rows], device)
         running = list(range(len(rows)))
         while True:
+            for slot in running:
+                if (constraint := rows[slot].constraint) is not None:
+                    constraint.mask(logits[slot])
             chosen, logprobs = sampler.choose(logits)
             tokens = chosen.tolist()
             for slot in running:
@@ -229,6 +243,11 @@ class _Row:
         request = self.request
         return Sampling(request.temperature, request.top_p, request.top_k, request.seed)
 
+    @property
+    def constraint(self) -> Constraint | None:
+        """What the next token is bound to."""
+        return None if self._thinking else self.request.constraint
+
     def must_close(self, think: tuple[int, int]) -> bool:
         """Whether the thinking budget is used up, so that `</think>` is the next token."""
         budget = self.request.thinking_budget
@@ -237,6 +256,8 @@ class _Row:
 
     def take(self, token: int, logprob: float, think: tuple[int, int], ends: frozenset[int]) -> None:
         """Append a token and see whether the row ends with it."""
+        if (constraint := self.constraint) is not None:
+            constraint.accept(token)
         self.tokens.append(token)
         self.logprobs.append(logprob)
         self.forced.append(self._force)

@@ -6,6 +6,7 @@ from pydantic import Field
 
 from sightloom.config import Frozen
 from sightloom.serving.app import EndpointConfig
+from sightloom.serving.engines.choice import EngineSettings
 from sightloom.serving.engines.transformers import TransformersSettings
 
 
@@ -36,7 +37,7 @@ class ManagerConfig(Frozen):
     proxies: Literal["HeadOnly", "EveryNode"] = "HeadOnly"
     http: HttpConfig = HttpConfig()
     endpoint: EndpointConfig = EndpointConfig()
-    engine: TransformersSettings = TransformersSettings()
+    engine: EngineSettings = TransformersSettings()
     replicas: int = Field(default=1, ge=1, description="of every version's app")
     cpus: float = Field(default=1, ge=0, description="of every replica")
     gpus: float = Field(default=0, ge=0)

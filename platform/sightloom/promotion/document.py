@@ -30,7 +30,7 @@ def version_app(config: ManagerConfig, model: str, version: int, digest: str) ->
         "digest": digest,
         "store": config.store,
         "cache": config.cache,
-        "engine": config.engine.model_dump(mode="json"),
+        "engine": config.engine.model_dump(mode="json", exclude_unset=True) | {"kind": config.engine.kind},
     }
     deployment = {
         "name": "engine",

@@ -153,7 +153,7 @@ def start_manager(config: ManagerConfig, wait_s: float = 60.0) -> Any:
             max_concurrency=8,
             runtime_env={"env_vars": _PATIENCE},
         )
-        .remote(config.model_dump(mode="json"))
+        .remote(config.model_dump(mode="json", exclude_unset=True))
     )
     try:
         same = ray.get(actor.config_digest.remote(), timeout=wait_s) == digest(config)

@@ -1,7 +1,7 @@
 """The one app: under Ray Serve with handles behind it, under uvicorn with an engine in the process (serving.md §1)."""
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Final
@@ -16,15 +16,22 @@ import sightloom
 from sightloom.config import Frozen
 from sightloom.serving.auth import KeyRing
 from sightloom.serving.chat import Chat
+from sightloom.serving.clip import Embedder
 from sightloom.serving.dispatch import Dispatcher, not_found
+from sightloom.serving.embed import ClipScoreRequest, ClipScores, EmbeddingList, Embeddings, EmbeddingsRequest
 from sightloom.serving.errors import ApiError
 from sightloom.serving.gate import Gate, Visit
 from sightloom.serving.limits import Limits
 from sightloom.serving.media import MediaGuard, MediaLimits
-from sightloom.serving.protocol import ChatRequest
+from sightloom.serving.protocol import Body, ChatRequest
 from sightloom.serving.replies import ChatCompletion, ErrorBody
 
 PLAYGROUND: Final = Path(__file__).parent / "playground"
+_BODIES: Final[dict[str, type[Body]]] = {
+    "/v1/chat/completions": ChatRequest,
+    "/v1/embeddings": EmbeddingsRequest,
+    "/v1/clip/score": ClipScoreRequest,
+}
 _ASSETS: Final = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
 _ERRORS: Final[dict[int | str, dict[str, Any]]] = {
     status: {"model": ErrorBody, "description": HTTPStatus(status).phrase}
@@ -43,8 +50,13 @@ class EndpointConfig(Frozen):
     keep_alive_s: float = 15.0
 
 
-def build_app(config: EndpointConfig, dispatcher: Dispatcher) -> FastAPI:
+def build_app(
+    config: EndpointConfig, dispatcher: Dispatcher, embedders: Mapping[str, Embedder] | None = None
+) -> FastAPI:
     """Make the endpoint.
+
+    Args:
+        embedders: the open_clip models behind `/v1/embeddings` and `/v1/clip/score`, by name.
 
     Raises:
         UserMistake: the key file cannot be read.
@@ -67,6 +79,7 @@ def build_app(config: EndpointConfig, dispatcher: Dispatcher) -> FastAPI:
     app.add_middleware(Gate, keys=KeyRing(config.keys), limits=Limits(config.max_in_flight))
     _answer_errors(app)
     _add_chat(app, chat)
+    _add_embeddings(app, Embeddings(embedders or {}, guard, config.body_bytes))
     _add_models(app, dispatcher)
     _add_health(app, dispatcher)
     _add_playground(app)
@@ -86,6 +99,16 @@ def _add_chat(app: FastAPI, chat: Chat) -> None:
     )
     async def completions(request: Request) -> Response:
         return await chat(request)
+
+
+def _add_embeddings(app: FastAPI, embeddings: Embeddings) -> None:
+    @app.post("/v1/embeddings", responses=_ERRORS, summary="Features of texts and pictures, of length 1")
+    async def embed(request: Request) -> EmbeddingList:
+        return await embeddings.embeddings(request)
+
+    @app.post("/v1/clip/score", responses=_ERRORS, summary="Cosines of pictures and texts")
+    async def score(request: Request) -> ClipScores:
+        return await embeddings.score(request)
 
 
 def _add_models(app: FastAPI, dispatcher: Dispatcher) -> None:
@@ -165,12 +188,13 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
     """The schema, with the chat request that the handler reads by itself."""
     if app.openapi_schema is None:
         schema = get_openapi(title=app.title, version=app.version, routes=app.routes)
-        request = ChatRequest.model_json_schema(ref_template="#/components/schemas/{model}")
         parts = schema.setdefault("components", {}).setdefault("schemas", {})
-        parts.update(request.pop("$defs", {}))
-        parts["ChatRequest"] = request
-        content = {"application/json": {"schema": {"$ref": "#/components/schemas/ChatRequest"}}}
-        schema["paths"]["/v1/chat/completions"]["post"]["requestBody"] = {"required": True, "content": content}
+        for path, kind in _BODIES.items():
+            request = kind.model_json_schema(ref_template="#/components/schemas/{model}")
+            parts.update(request.pop("$defs", {}))
+            parts[kind.__name__] = request
+            content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{kind.__name__}"}}}
+            schema["paths"][path]["post"]["requestBody"] = {"required": True, "content": content}
         parts.pop("HTTPValidationError", None), parts.pop("ValidationError", None)
         for path in schema["paths"].values():
             for operation in path.values():

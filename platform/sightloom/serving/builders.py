@@ -7,9 +7,10 @@ from ray.serve import Application
 
 from sightloom.config import Frozen
 from sightloom.serving.app import EndpointConfig
-from sightloom.serving.deploy import Version
+from sightloom.serving.deploy import version_replica
+from sightloom.serving.engines.choice import EngineSettings
 from sightloom.serving.engines.transformers import TransformersSettings
-from sightloom.serving.registered import Registered, RegisteredArgs
+from sightloom.serving.registered import RegisteredArgs, registered_replica
 from sightloom.serving.router import Router
 from sightloom.serving.routes import Routes
 
@@ -19,7 +20,7 @@ class VersionArgs(Frozen):
 
     folder: str
     version: str = "1"
-    engine: TransformersSettings = TransformersSettings()
+    engine: EngineSettings = TransformersSettings()
 
 
 class RouterArgs(Frozen):
@@ -33,13 +34,12 @@ class RouterArgs(Frozen):
 
 def version_app(args: VersionArgs) -> Application:
     """`sightloom.serving.builders:version_app`: an engine behind a handle."""
-    settings = args.engine.model_dump(mode="json")
-    return Version.options(user_config={}).bind(str(Path(args.folder)), args.version, settings)
+    return version_replica(Path(args.folder), args.version, args.engine)
 
 
 def registered_app(args: RegisteredArgs) -> Application:
     """`sightloom.serving.builders:registered_app`: the same, of a registered version that is fetched and verified."""
-    return Registered.options(user_config={}).bind(args.model_dump(mode="json"))
+    return registered_replica(args)
 
 
 def router_app(args: RouterArgs) -> Application:

@@ -18,10 +18,11 @@ from sightloom.serving.errors import ApiError
 from sightloom.serving.gate import Visit
 from sightloom.serving.media import MediaGuard
 from sightloom.serving.observe import Watch
-from sightloom.serving.protocol import ChatRequest, parse_chat, read_json
+from sightloom.serving.protocol import ChatRequest, parse, read_json
 from sightloom.serving.replies import Draft, Head, Tally
 from sightloom.serving.resolve import check_features, references, resolve
 from sightloom.serving.samples import Samples
+from sightloom.serving.structure import grammar_of
 
 T = TypeVar("T")
 
@@ -50,13 +51,14 @@ class Chat:
         """
         began = time.monotonic()
         visit: Visit = request.state.visit
-        chat = parse_chat(read_json(await read_body(request, self._body_bytes)))
+        chat = parse(ChatRequest, read_json(await read_body(request, self._body_bytes)))
         route = await self._route(chat, request, visit)
         check_features(chat, route.info)
+        grammar = await grammar_of(chat.response_format)
         images = await self._guard.load(references(chat))
         media_s = time.monotonic() - began
         while True:
-            attempt = self._attempt(visit, chat, images, route, began)
+            attempt = self._attempt(visit, chat, images, grammar, route, began)
             try:
                 return await self._answer(request, attempt, media_s, began)
             except ApiError as error:  # nothing was sent yet
@@ -75,9 +77,11 @@ class Chat:
         visit.headers.update(route.headers)
         return route
 
-    def _attempt(self, visit: Visit, chat: ChatRequest, images: list[bytes], route: Route, began: float) -> "_Attempt":
+    def _attempt(
+        self, visit: Visit, chat: ChatRequest, images: list[bytes], grammar: str | None, route: Route, began: float
+    ) -> "_Attempt":
         deadline_s = min(chat.sightloom.deadline_s or self._deadline_s, self._deadline_s)
-        asked = resolve(chat, images, route.info, visit.request_id, deadline_s)
+        asked = resolve(chat, images, route.info, visit.request_id, deadline_s, grammar)
         head = Head(f"chatcmpl-{visit.request_id}", chat.model, route.info.fingerprint, chat.include_reasoning)
         samples = Samples(route, asked, chat.stops, deadline_s)
         return _Attempt(visit, chat, route, asked, head, samples, Watch(route, chat.stream, began))
@@ -112,27 +116,30 @@ class Chat:
         samples, tally, head = attempt.samples, attempt.tally, attempt.head
         options = attempt.chat.stream_options
         continuous = options is not None and options.continuous_usage_stats
+        # What is there at once is sent at once: a message to the socket costs more than an event.
+        ready = [sse.event(head.opening(index)) for index in range(attempt.chat.n)]
         try:
-            for index in range(attempt.chat.n):
-                yield sse.event(head.opening(index))
             piece = first
             try:
                 while True:
                     if piece is None:
-                        yield sse.KEEP_ALIVE
+                        ready.append(sse.KEEP_ALIVE)
                     else:
                         attempt.add(piece)
-                        for chunk in head.pieces(piece, tally.usage() if continuous else None):
-                            yield sse.event(chunk)
+                        chunks = head.pieces(piece, tally.usage() if continuous else None)
+                        ready.extend(sse.event(chunk) for chunk in chunks)
+                    if ready and samples.idle:
+                        yield b"".join(ready)
+                        ready.clear()
                     piece = await samples.next(self._keep_alive_s)
             except StopAsyncIteration:
                 self._end(attempt)
                 if options is not None and options.include_usage:
-                    yield sse.event(head.chunk([], tally.usage()))
+                    ready.append(sse.event(head.chunk([], tally.usage())))
             except ApiError as error:
                 self._dispatcher.record(attempt.watch.failed(error))
-                yield sse.event(error.body)
-            yield sse.DONE
+                ready.append(sse.event(error.body))
+            yield b"".join([*ready, sse.DONE])
         finally:
             attempt.visit.num_tokens = tally.total
             await samples.close()

@@ -6,7 +6,7 @@ import json
 import logging
 import socket
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,18 @@ from urllib.request import ProxyHandler, build_opener
 
 import ray
 from ray import serve
+from ray.serve import Application
 from ray.serve.schema import LoggingConfig
 
 from sightloom.errors import SightloomError, UserMistake
 from sightloom.serving.app import EndpointConfig
+from sightloom.serving.clip import ClipSettings
+from sightloom.serving.clip_replica import app_name, clip_app
 from sightloom.serving.engines.base import Delta, EngineInfo, EngineRequest
+from sightloom.serving.engines.choice import ENGINE_SETTINGS, EngineSettings, make_engine
 from sightloom.serving.engines.folder import read_facts
-from sightloom.serving.engines.transformers import TransformersEngine, TransformersSettings
+from sightloom.serving.engines.transformers import TransformersSettings
+from sightloom.serving.engines.vllm_server import VllmSettings
 from sightloom.serving.errors import ApiError
 from sightloom.serving.router import Router
 from sightloom.serving.routes import Live, ModelRoutes, Routes
@@ -34,7 +39,7 @@ class VersionReplica:
     """One version's replica: an engine, asked through a handle."""
 
     def __init__(self, folder: str, version: str, settings: dict[str, Any]) -> None:
-        self._engine = TransformersEngine(Path(folder), version, TransformersSettings.model_validate(settings))
+        self._engine = make_engine(Path(folder), version, ENGINE_SETTINGS.validate_python(settings))
         self._started = False
 
     async def reconfigure(self, _: dict[str, Any]) -> None:
@@ -59,9 +64,9 @@ class VersionReplica:
             await source.aclose()
 
     async def check_health(self) -> None:
-        """Serve replaces a replica whose engine has ended."""
-        if self._started and not self._engine.load().alive:
-            raise RuntimeError("the engine has ended")
+        """Serve replaces a replica whose engine has ended for good."""
+        if self._started:
+            self._engine.check()
 
 
 Version = serve.deployment(
@@ -72,6 +77,16 @@ Version = serve.deployment(
     graceful_shutdown_timeout_s=10,
     ray_actor_options={"num_cpus": 1},
 )(VersionReplica)
+
+
+def version_replica(folder: Path, version: str, settings: EngineSettings) -> Application:
+    """One version's app: an engine behind a handle. vLLM queues by itself, so its replica takes more at once."""
+    options: dict[str, Any] = {"user_config": {}}
+    if isinstance(settings, VllmSettings):
+        options["max_ongoing_requests"] = 256
+        options["ray_actor_options"] = {"num_cpus": 1, "num_gpus": settings.num_gpus}
+    plain = settings.model_dump(mode="json", exclude_unset=True) | {"kind": settings.kind}
+    return Version.options(**options).bind(str(folder), version, plain)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,9 +112,13 @@ def deploy(
     port: int,
     host: str = "127.0.0.1",
     endpoint: EndpointConfig | None = None,
-    settings: TransformersSettings | None = None,
+    settings: EngineSettings | None = None,
+    clips: Mapping[str, ClipSettings] | None = None,
 ) -> Deployment:
     """Serve a model folder under `name` on the Ray that this process is connected to; returns when it answers.
+
+    Args:
+        clips: open_clip models beside it, by name.
 
     Raises:
         UserMistake: no model folder, the port is in use, Serve already runs, or the host is not loopback and there are
@@ -124,11 +143,16 @@ def deploy(
     routes = Routes(generation=1, models={name: ModelRoutes(live=(live,), aliases={"champion": version})}).model_dump(
         mode="json"
     )
-    replica = Version.options(user_config={}).bind(str(folder.resolve()), version, settings.model_dump(mode="json"))
-    router = Router.options(user_config=routes).bind(endpoint.model_dump(mode="json"))
+    replica = version_replica(folder.resolve(), version, settings)
+    router = Router.options(user_config=routes).bind(endpoint.model_dump(mode="json"), tuple(clips or ()))
+    beside = [
+        serve.RunTarget(clip_app(clip), name=app_name(clip_name), route_prefix=None, logging_config=logging_config)
+        for clip_name, clip in (clips or {}).items()
+    ]
     try:
         serve.run_many(
             [
+                *beside,
                 serve.RunTarget(replica, name=app, route_prefix=None, logging_config=logging_config),
                 serve.RunTarget(router, name=ROUTER_APP, route_prefix="/", logging_config=logging_config),
             ]

@@ -47,6 +47,15 @@ class ApiError(Exception):
         return {**headers, "www-authenticate": "Bearer"} if self.status == 401 else headers
 
 
+class EngineDied(ApiError):
+    """The engine ended while it answered; what has not reached the client yet may be asked elsewhere."""
+
+
+def engine_died() -> EngineDied:
+    """A 502 for the requests that were in flight."""
+    return EngineDied(502, "engine_error", "the engine was lost while it answered", retry_after_s=1)
+
+
 def invalid(message: str, param: str | None, code: str = "invalid_value") -> ApiError:
     """A 400: the client's request is wrong at `param`."""
     return ApiError(400, code, message, param)

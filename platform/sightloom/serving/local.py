@@ -2,15 +2,16 @@
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import uvicorn
 
 from sightloom.serving.app import EndpointConfig, build_app
+from sightloom.serving.clip import ClipModel, ClipSettings, LocalEmbedder
 from sightloom.serving.deploy import Deployment, check_host, check_port
 from sightloom.serving.dispatch import LocalDispatcher
-from sightloom.serving.engines.transformers import TransformersEngine, TransformersSettings
+from sightloom.serving.engines.choice import EngineSettings, make_engine
 
 GRACE_S = 10.0
 
@@ -22,8 +23,9 @@ def serve_here(
     port: int,
     host: str,
     endpoint: EndpointConfig,
-    settings: TransformersSettings,
+    settings: EngineSettings,
     on_ready: Callable[[Deployment], None],
+    clips: Mapping[str, ClipSettings] | None = None,
 ) -> None:
     """Serve a model folder until the process is interrupted.
 
@@ -32,8 +34,9 @@ def serve_here(
     """
     check_host(host, endpoint)
     check_port(host, port)
-    engine = TransformersEngine(folder, version, settings)
-    app = build_app(endpoint, LocalDispatcher(name, engine))
+    engine = make_engine(folder, version, settings)
+    embedders = {clip_name: LocalEmbedder(ClipModel(clip)) for clip_name, clip in (clips or {}).items()}
+    app = build_app(endpoint, LocalDispatcher(name, engine), embedders)
     server = uvicorn.Server(
         uvicorn.Config(
             app, host=host, port=port, log_level="warning", access_log=False, timeout_graceful_shutdown=int(GRACE_S)
@@ -50,8 +53,10 @@ def serve_here(
             await asyncio.sleep(0.02)
         if not serving.done():
             on_ready(Deployment(address, name, version, engine.info.digest, took))
-        await serving
-        await engine.stop(GRACE_S)
+        try:
+            await serving
+        finally:
+            await engine.stop(GRACE_S)
 
     with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C is how it is meant to end
         asyncio.run(run())

@@ -65,16 +65,19 @@ class MediaGuard:
         self._threads = ThreadPoolExecutor(4, thread_name_prefix="media")
         self._session: aiohttp.ClientSession | None = None
 
-    async def load(self, references: Sequence[Reference]) -> list[bytes]:
+    async def load(self, references: Sequence[Reference], max_images: int | None = None) -> list[bytes]:
         """Fetch, check and normalise pictures: encoded, single frame, upright, RGB.
+
+        Args:
+            max_images: how many are taken, where that is not the chat's bound.
 
         Raises:
             ApiError: 400 or 413, with the path of the picture that is wrong.
         """
         limits = self._limits
-        if len(references) > limits.max_images:
-            last = references[limits.max_images]
-            raise invalid(f"{len(references)} pictures; at most {limits.max_images} are taken", last.param)
+        most = limits.max_images if max_images is None else max_images
+        if len(references) > most:
+            raise invalid(f"{len(references)} pictures; at most {most} are taken", references[most].param)
         encoded: list[bytes] = []
         for reference in references:
             room = min(limits.image_bytes, limits.total_bytes - sum(map(len, encoded)))

@@ -2,7 +2,7 @@
 
 import json
 import re
-from typing import Annotated, Any, ClassVar, Final, Literal
+from typing import Annotated, Any, ClassVar, Final, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
@@ -238,14 +238,17 @@ def read_json(body: bytes) -> dict[str, Any]:
     return data
 
 
-def parse_chat(data: dict[str, Any]) -> ChatRequest:
-    """Validate a chat request.
+B = TypeVar("B", bound=Body)
+
+
+def parse(kind: type[B], data: dict[str, Any]) -> B:
+    """Validate a request's body.
 
     Raises:
         ApiError: 400 for the first thing that is wrong, with its path.
     """
     try:
-        return ChatRequest.model_validate(data)
+        return kind.model_validate(data)
     except ValidationError as error:
         raise _as_api_error(error) from error
 

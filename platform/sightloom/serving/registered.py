@@ -4,12 +4,15 @@ from pathlib import Path
 from typing import Any
 
 from ray import serve
+from ray.serve import Application
 
 from sightloom.config import Frozen
 from sightloom.errors import SightloomError
 from sightloom.registry import Registry
 from sightloom.serving.deploy import VersionReplica
+from sightloom.serving.engines.choice import EngineSettings
 from sightloom.serving.engines.transformers import TransformersSettings
+from sightloom.serving.engines.vllm_server import VllmSettings
 
 
 class RegisteredArgs(Frozen):
@@ -20,7 +23,7 @@ class RegisteredArgs(Frozen):
     digest: str
     store: str
     cache: str
-    engine: TransformersSettings = TransformersSettings()
+    engine: EngineSettings = TransformersSettings()
 
 
 class RegisteredReplica(VersionReplica):
@@ -28,7 +31,7 @@ class RegisteredReplica(VersionReplica):
 
     def __init__(self, args: dict[str, Any]) -> None:
         asked = RegisteredArgs.model_validate(args)
-        super().__init__(str(fetch(asked)), str(asked.version), asked.engine.model_dump(mode="json"))
+        super().__init__(str(fetch(asked)), str(asked.version), args["engine"])
 
 
 def fetch(asked: RegisteredArgs) -> Path:
@@ -50,10 +53,16 @@ def fetch(asked: RegisteredArgs) -> Path:
     return registry.materialize(version, cache)
 
 
+def registered_replica(asked: RegisteredArgs) -> Application:
+    """A registered version's app. vLLM queues by itself, so its replica takes more at once."""
+    engine = asked.engine.model_dump(mode="json", exclude_unset=True) | {"kind": asked.engine.kind}
+    at_once = 256 if isinstance(asked.engine, VllmSettings) else 16
+    deployed = Registered.options(user_config={}, max_ongoing_requests=at_once)
+    return deployed.bind({**asked.model_dump(mode="json"), "engine": engine})
+
+
 Registered = serve.deployment(
     name="engine",
-    max_ongoing_requests=16,
     max_queued_requests=64,
     max_constructor_retry_count=2,  # a file that was changed stays changed
-    ray_actor_options={"num_cpus": 1},
 )(RegisteredReplica)

@@ -47,9 +47,17 @@ def check_features(chat: ChatRequest, info: EngineInfo) -> None:
 
 
 def resolve(
-    chat: ChatRequest, images: list[bytes], info: EngineInfo, request_id: str, deadline_s: float
+    chat: ChatRequest,
+    images: list[bytes],
+    info: EngineInfo,
+    request_id: str,
+    deadline_s: float,
+    grammar: str | None = None,
 ) -> list[EngineRequest]:
     """The engine requests, one a sample.
+
+    Where a grammar binds the answer and thinking is left to the model, it is off: whether the model will think is not
+    known before its first token, and the grammar must begin somewhere.
 
     Raises:
         ApiError: 400: parameters that contradict each other.
@@ -58,6 +66,9 @@ def resolve(
     if chat.n > 1 and temperature == 0:
         raise invalid("'n': at temperature 0 all samples are the same; ask for one", "n")
     seed = secrets.randbits(62) if chat.seed is None else chat.seed
+    thinking = _thinking(chat, info)
+    if grammar is not None and thinking.enabled is None and "thinking" in info.features:
+        thinking = replace(thinking, enabled=False)
     first = EngineRequest(
         request_id=request_id,
         messages=_turns(chat),
@@ -72,10 +83,13 @@ def resolve(
             presence_penalty=chat.presence_penalty,
             frequency_penalty=chat.frequency_penalty,
             ignore_eos=chat.ignore_eos,
+            seeded=chat.seed is not None,
         ),
-        thinking=_thinking(chat, info),
+        thinking=thinking,
         max_tokens=chat.max_completion_tokens or chat.max_tokens or DEFAULT_MAX_TOKENS,
         deadline_s=deadline_s,
+        grammar=grammar,
+        pieces="token" if chat.stops else "streamed" if chat.stream else "large",
     )
     return [
         replace(first, request_id=f"{request_id}-{index}", sampling=replace(first.sampling, seed=seed + index))

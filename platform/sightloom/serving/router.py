@@ -15,6 +15,7 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from sightloom.serving.app import EndpointConfig, build_app
+from sightloom.serving.clip_replica import handles
 from sightloom.serving.dispatch import Card, Readiness, Route, make_cards, not_found, parse_model
 from sightloom.serving.engines.base import Delta, EngineInfo, EngineRequest
 from sightloom.serving.errors import ApiError
@@ -201,13 +202,14 @@ async def _through(handle: DeploymentHandle, request: EngineRequest) -> AsyncGen
 class RouterReplica:
     """Serve's ingress: the app over handles."""
 
-    def __init__(self, endpoint: dict[str, Any]) -> None:
+    def __init__(self, endpoint: dict[str, Any], clips: tuple[str, ...] = ()) -> None:
         self._dispatcher = HandleDispatcher()
+        self._clips = clips
         self._endpoint = EndpointConfig.model_validate(endpoint)
 
     def __serve_build_asgi_app__(self) -> Any:
         """Called by Serve once the replica is made."""
-        return build_app(self._endpoint, self._dispatcher)
+        return build_app(self._endpoint, self._dispatcher, handles(self._clips))
 
     async def reconfigure(self, routes: dict[str, Any]) -> None:
         """Take the routes of a new `user_config`; no replica restarts."""

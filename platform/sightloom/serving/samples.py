@@ -26,6 +26,11 @@ class Samples:
             for index, request in enumerate(requests)
         ]
 
+    @property
+    def idle(self) -> bool:
+        """Whether the next piece has yet to be waited for."""
+        return self._open > 0 and self._pieces.empty()
+
     async def next(self, idle_s: float | None = None) -> Piece | None:
         """The next piece; None when none has come for `idle_s` seconds.
 

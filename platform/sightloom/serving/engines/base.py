@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 Finish = Literal["stop", "length"]
+Pieces = Literal["token", "streamed", "large"]
 Outcome = Literal["complete", "truncated", "off", "malformed"]
 
 
@@ -24,6 +25,7 @@ class Sampling:
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     ignore_eos: bool = False
+    seeded: bool = True  # the client gave the seed: the same answer is expected again
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +70,11 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class EngineRequest:
-    """One sample to generate."""
+    """One sample to generate.
+
+    `grammar`: the JSON Schema, as text, that binds the answer, not the thinking. `pieces`: a delta is a token (a stop
+    string is looked for, and the tokens up to it are counted), as much as a reader along wants, or all that comes.
+    """
 
     request_id: str
     messages: tuple[Turn, ...]
@@ -77,6 +83,8 @@ class EngineRequest:
     thinking: Thinking
     max_tokens: int
     deadline_s: float
+    grammar: str | None = None
+    pieces: Pieces = "streamed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +175,14 @@ class Engine(Protocol):
 
     def load(self) -> EngineLoad:
         """How busy it is now."""
+        ...
+
+    def check(self) -> None:
+        """See that the engine still can answer, now or after a restart of its own.
+
+        Raises:
+            SightloomError: it has ended for good and must be replaced.
+        """
         ...
 
     async def stop(self, grace_s: float) -> None:

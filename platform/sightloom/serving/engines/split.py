@@ -3,8 +3,9 @@
 The result equals `model.thinking.parse_response` of the whole text.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from sightloom.model.thinking import Block
 from sightloom.serving.engines.base import Outcome
@@ -38,7 +39,7 @@ class Splitter:
     """Takes tokens one by one and keeps what has not been taken out yet.
 
     Args:
-        tokenizer: a Hugging Face tokenizer.
+        decode: tokens to text without the model's special tokens.
         marks: None for a model that knows no thinking.
         opened: the prompt ends inside an open think block.
         budget: most tokens inside the block; the mark behind the last of them was forced.
@@ -46,9 +47,14 @@ class Splitter:
     """
 
     def __init__(
-        self, tokenizer: Any, marks: ThinkTokens | None, opened: bool, budget: int, ends: frozenset[int]
+        self,
+        decode: Callable[[Sequence[int]], str],
+        marks: ThinkTokens | None,
+        opened: bool,
+        budget: int,
+        ends: frozenset[int],
     ) -> None:
-        self._tokenizer = tokenizer
+        self._text_of = decode
         self._marks = marks
         self._block = Block(opened)
         self._budget = budget
@@ -83,7 +89,6 @@ class Splitter:
         if self._block.inside:
             self._num_thinking += 1
         self._pending.append(token)
-        self._decode(final=False)
 
     def end(self) -> Outcome:
         """No more tokens come: what is pending is text as it is."""
@@ -91,7 +96,8 @@ class Splitter:
         return self.outcome or "malformed"
 
     def take(self) -> Split:
-        """What has come since the last call."""
+        """What has come since the last call; half a character stays behind."""
+        self._decode(final=False)
         ready, self._ready = self._ready, Split()
         return ready
 
@@ -106,10 +112,13 @@ class Splitter:
     def _decode(self, final: bool) -> None:
         if not self._pending:
             return
-        text = self._tokenizer.decode(self._pending, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        if text.endswith("\ufffd") and not final and len(self._pending) < _LONGEST_CHARACTER:
-            return
-        self._pending.clear()
+        text, held = self._text_of(self._pending), 0
+        while text.endswith("\ufffd") and not final and held < min(_LONGEST_CHARACTER, len(self._pending)):
+            held += 1
+            text = self._text_of(self._pending[:-held])
+        if text.endswith("\ufffd"):
+            text, held = self._text_of(self._pending), 0
+        self._pending = self._pending[len(self._pending) - held :]
         self._block.text(text)
         if self._block.inside:
             self._ready.reasoning += text

@@ -12,10 +12,12 @@ import time
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 from sightloom.config import Frozen
+from sightloom.errors import SightloomError
 from sightloom.model.chat import THINK_CLOSE, THINK_OPEN, Document
-from sightloom.model.generation import GenerationRequest, Generator
+from sightloom.model.generation import Constraint, GenerationRequest, Generator
 from sightloom.model.load import load
 from sightloom.serving.engines.base import (
     Delta,
@@ -27,6 +29,7 @@ from sightloom.serving.engines.base import (
     Timing,
 )
 from sightloom.serving.engines.folder import read_facts
+from sightloom.serving.engines.grammars import Grammars
 from sightloom.serving.engines.prompts import PromptMaker
 from sightloom.serving.engines.split import Splitter, ThinkTokens
 from sightloom.serving.engines.warm_up import warm_up_request
@@ -38,6 +41,7 @@ _log = logging.getLogger(__name__)
 class TransformersSettings(Frozen):
     """How the engine batches and streams."""
 
+    kind: Literal["transformers"] = "transformers"
     dtype: str = "float32"
     device: str = "cpu"
     max_batch: int = 8
@@ -58,6 +62,7 @@ class _Job:
     usage: PromptUsage
     loop: asyncio.AbstractEventLoop
     received: float
+    constraint: Constraint | None
     replies: "asyncio.Queue[Delta | Exception]" = field(default_factory=asyncio.Queue)
     cancelled: bool = False
     began: float = 0.0
@@ -76,7 +81,7 @@ class _Job:
 
 
 class TransformersEngine:
-    """Serves a model folder from this process."""
+    """Serves a model folder from this process. `startup`: seconds of the start's parts, `engine` and `warmup`."""
 
     def __init__(self, folder: Path, version: str, settings: TransformersSettings | None = None) -> None:
         self._folder = folder
@@ -88,7 +93,7 @@ class TransformersEngine:
             digest=facts.digest,
             max_model_len=facts.max_model_len,
             dtype=self._settings.dtype,
-            features=frozenset({"images", "top_k"}),
+            features=frozenset({"images", "top_k", "structured_output"}),
             thinking=facts.thinking,
             temperature=facts.temperature,
             top_p=facts.top_p,
@@ -99,6 +104,7 @@ class TransformersEngine:
         self._preparing = 0
         self._running = 0
         self._alive = False
+        self.startup: dict[str, float] = {}
         self._thread: threading.Thread | None = None
         self._marks: ThinkTokens | None = None
 
@@ -109,7 +115,9 @@ class TransformersEngine:
 
     async def start(self) -> None:
         """Load the model and answer a warm-up picture."""
+        began = time.monotonic()
         await asyncio.to_thread(self._load)
+        self.startup["engine"] = time.monotonic() - began
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
         self._thread.start()
         self._alive = True
@@ -119,6 +127,7 @@ class TransformersEngine:
         except ApiError:
             self._alive = False
             raise
+        self.startup["warmup"] = time.monotonic() - began - self.startup["engine"]
 
     async def generate(self, request: EngineRequest) -> AsyncGenerator[Delta, None]:
         """Answer one request; see `Engine.generate`."""
@@ -128,14 +137,18 @@ class TransformersEngine:
         self._preparing += 1
         try:
             prompt = await asyncio.to_thread(self._prompts.prompt, request)
+            constraint = None
+            if request.grammar is not None:
+                constraint = await asyncio.to_thread(self._grammars.constraint, request.grammar)
         finally:
             self._preparing -= 1
         max_tokens = min(request.max_tokens, self._info.max_model_len - len(prompt))
         budget = request.thinking.effective_budget(max_tokens)
         opened = self._marks is not None and request.thinking.enabled is True
         usage = PromptUsage(len(prompt), self._prompts.num_image_tokens(prompt))
-        splitter = Splitter(self._tokenizer, self._marks, opened, budget, self._ends)
-        job = _Job(request, prompt, max_tokens, budget, splitter, usage, asyncio.get_running_loop(), received)
+        splitter = Splitter(self._decode, self._marks, opened, budget, self._ends)
+        loop = asyncio.get_running_loop()
+        job = _Job(request, prompt, max_tokens, budget, splitter, usage, loop, received, constraint)
         self._waiting.put(job)
         try:
             while True:
@@ -152,6 +165,11 @@ class TransformersEngine:
         """How many requests run and wait."""
         return EngineLoad(self._alive, self._running, self._waiting.qsize())
 
+    def check(self) -> None:
+        """Its thread must run."""
+        if not self._alive:
+            raise SightloomError("the engine has ended")
+
     async def stop(self, grace_s: float) -> None:
         """Let the running batch and what waits end for `grace_s` seconds."""
         self._alive = False
@@ -162,11 +180,13 @@ class TransformersEngine:
     def _load(self) -> None:
         vlm = load(str(self._folder), self._settings.dtype, self._settings.device)
         self._generator = Generator(vlm, self._settings.max_batch)
-        self._tokenizer = vlm.tokenizer
+        self._decode = vlm.tokenizer.backend_tokenizer.decode  # leaves special tokens out
         self._prompts = PromptMaker(vlm.processor, self._info.max_model_len)
         ends = vlm.model.generation_config.eos_token_id
         self._ends = frozenset([ends] if isinstance(ends, int) else ends or ())
         vocabulary = vlm.tokenizer.get_vocab()
+        marks = [vocabulary[mark] for mark in (THINK_OPEN, THINK_CLOSE) if mark in vocabulary]
+        self._grammars = Grammars(vlm.tokenizer, vlm.model.config.get_text_config().vocab_size, marks)
         if THINK_OPEN in vocabulary and THINK_CLOSE in vocabulary:
             self._marks = ThinkTokens(vocabulary[THINK_OPEN], vocabulary[THINK_CLOSE])
             self._info = replace(self._info, features=self._info.features | {"thinking"})
@@ -196,9 +216,8 @@ class TransformersEngine:
             try:
                 follower = self._waiting.get(timeout=max(0.0, until - time.monotonic()))
             except queue.Empty:
-                if (
-                    self._preparing and time.monotonic() < latest
-                ):  # a prompt in the making will not wait for a whole batch
+                # a prompt in the making will not wait for a whole batch
+                if self._preparing and time.monotonic() < latest:
                     until = time.monotonic() + settings.gather_s
                     continue
                 return jobs, False
@@ -224,6 +243,7 @@ class TransformersEngine:
                 top_k=job.request.sampling.top_k,
                 seed=job.request.sampling.seed,
                 thinking_budget=job.budget if self._marks is not None else None,
+                constraint=job.constraint,
             )
             for job in jobs
         ]
@@ -231,7 +251,8 @@ class TransformersEngine:
         def on_token(index: int, token: int) -> None:
             job, now = jobs[index], time.monotonic()
             job.splitter.push(token)
-            if job.first == 0.0 or now - job.flushed >= self._settings.flush_s:
+            each = job.first == 0.0 or job.request.pieces == "token"
+            if each or now - job.flushed >= self._settings.flush_s:
                 self._flush(job, now)
 
         def cancelled(index: int) -> bool:

