@@ -1,12 +1,15 @@
 """The fold of the ledger: every entry in, one legal state out. Pure."""
 
+import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Final
 
-from sightloom.promotion.events import ANCHOR, GENESIS, Entry, Event, LedgerBroken, digest_of, read_event
-from sightloom.promotion.states import LIVING, ModelState, Trial, after, plan_of, why_illegal
+from pydantic import ValidationError
+
+from sightloom.promotion.events import ANCHOR, GENESIS, KINDS, Entry, Event, LedgerBroken, digest_of, read_event
+from sightloom.promotion.states import LIVING, ModelState, Trial, after, one_of_each, plan_of, why_illegal
 
 LOST: Final = "another event came first"
 
@@ -71,19 +74,26 @@ def fold(entries: Sequence[Entry], witness: str = "") -> State:
 
 
 def mend(entries: Sequence[Entry]) -> State:
-    """What a broken ledger says when a missing or changed link is taken for unbroken: the state of an anchor."""
+    """What a broken ledger says when a missing or changed link is taken for unbroken: the state of an anchor.
+
+    An event that a later one builds on was accepted in its time, whatever is missing before it now.
+    """
     anchor = _last_anchor(entries)
     state = State() if anchor is None else _anchored(entries, anchor)
-    for entry in entries:
-        if anchor is not None and entry.number <= anchor.number:
+    rest = [entry for entry in entries if anchor is None or entry.number > anchor.number]
+    events = {entry.number: event for entry in rest if (event := _readable(entry)) is not None}
+    built_on = {event.prev for event in events.values()}
+    for entry in rest:
+        event = events.get(entry.number)
+        if event is None or entry.text is None:
             continue
-        try:
-            event = None if entry.text is None else read_event(entry)
-        except LedgerBroken:
-            continue
-        if event is not None and event.prev not in state.known:
+        if event.prev not in state.known:
             state = replace(state, head=event.prev, known=state.known | {event.prev})
-        state = _add(state, entry)
+        with contextlib.suppress(ValidationError):  # its plan was edited
+            if event.prev == state.head and digest_of(entry.text) in built_on and event.kind in KINDS:
+                state = _accept(state, event, entry)
+            else:
+                state = _add(state, entry)
     return state
 
 
@@ -112,15 +122,27 @@ def _add(state: State, entry: Entry) -> State:
         return replace(_with(state, Line(entry.number, event, "lost", LOST)), known=known)
     if why := why_illegal(state.model(event.model), event):
         return replace(_with(state, Line(entry.number, event, "illegal", why)), known=known)
+    return _accept(state, event, entry)
+
+
+def _accept(state: State, event: Event, entry: Entry) -> State:
+    digest = digest_of(entry.text or "")
     moved = after(state.model(event.model), event, entry.number)
     return State(
         head=digest,
         generation=entry.number,
-        models=MappingProxyType({**state.models, event.model: moved}),
+        models=MappingProxyType({**state.models, event.model: one_of_each(moved, event.version)}),
         lines=(*state.lines, Line(entry.number, event, "accepted")),
         accepted=state.accepted | {digest},
-        known=known,
+        known=state.known | {digest},
     )
+
+
+def _readable(entry: Entry) -> Event | None:
+    try:
+        return None if entry.text is None else read_event(entry)
+    except LedgerBroken:
+        return None
 
 
 def _with(state: State, line: Line) -> State:
@@ -146,10 +168,7 @@ def _anchored(entries: Sequence[Entry], anchor: Entry) -> State:
     for entry in entries:
         if entry.number >= anchor.number:
             break
-        try:
-            old = None if entry.text is None else read_event(entry)
-        except LedgerBroken:
-            old = None
+        old = _readable(entry)
         lines.append(Line(entry.number, old, "superseded" if entry.text is not None else "foreign", "before an anchor"))
         known.add(digest_of(entry.text or ""))
     models = {name: _unpacked(packed) for name, packed in event.args["models"].items()}

@@ -11,6 +11,7 @@ from sightloom.promotion.canary import CanaryPlan, CanaryStep, SloRules
 from sightloom.promotion.events import Event
 
 VERDICTS: Final = ("passed", "rejected", "inconclusive")
+SINGLE: Final = ("challenger", "champion", "previous")
 LIVING: Final = ("evaluating", "passed", "challenger", "champion", "previous")  # stages with an app
 
 
@@ -141,6 +142,16 @@ def after(state: ModelState, event: Event, number: int) -> ModelState:
     if pinned and event.version not in moved.digests:
         moved = replace(moved, digests=MappingProxyType({**moved.digests, event.version: pinned}))
     return moved
+
+
+def one_of_each(state: ModelState, newest: int) -> ModelState:
+    """The state with one version in each stage that only one can hold; it matters where events are missing."""
+    crowd = {
+        version: "retired"
+        for version, stage in state.stages.items()
+        if stage in SINGLE and version != newest and list(state.stages.values()).count(stage) > 1
+    }
+    return _staged(state, crowd) if crowd else state
 
 
 def plan_of(args: Mapping[str, Any]) -> CanaryPlan:
