@@ -15,6 +15,8 @@ from sightloom.serving.routes import Routes
 _BUILDERS: Final = "sightloom.serving.builders"
 _DRAIN_S: Final = 60.0  # requests in flight of an app that goes
 _HEALTH_S: Final = 2.0
+# In every application too: Serve writes the document's own into each, and what is live would differ from what was PUT.
+LOGGING: Final = {"log_level": "WARNING", "enable_access_log": False}
 
 
 def app_name(model: str, version: int) -> str:
@@ -47,6 +49,7 @@ def version_app(config: ManagerConfig, model: str, version: int, digest: str) ->
         "runtime_env": config.runtime_env,
         "args": args,
         "deployments": [deployment],
+        "logging_config": LOGGING,
     }
 
 
@@ -66,6 +69,7 @@ def router_app(config: ManagerConfig, routes: Routes) -> dict[str, Any]:
         "runtime_env": config.runtime_env,
         "args": {"endpoint": config.endpoint.model_dump(mode="json")},
         "deployments": [deployment],
+        "logging_config": LOGGING,
     }
 
 
@@ -74,7 +78,7 @@ def document(config: ManagerConfig, applications: Iterable[Mapping[str, Any]]) -
     return {
         "proxy_location": config.proxies,
         "http_options": {"host": config.http.host, "port": config.http.port},
-        "logging_config": {"log_level": "WARNING", "enable_access_log": False},
+        "logging_config": LOGGING,
         "applications": [dict(application) for application in applications],
     }
 
