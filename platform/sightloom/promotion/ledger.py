@@ -121,14 +121,14 @@ class Ledger:
         """The witness: a cheap sign that something was written."""
         return self.tag(_HEAD_TAG)
 
-    def set_tag(self, name: str, value: str) -> None:
+    def set_tag(self, name: str, value: str, attempts: int = _ATTEMPTS) -> None:
         """Set a tag of the ledger itself, which is made where it is not there yet."""
-        for attempt in range(_ATTEMPTS):
+        for attempt in range(attempts):
             try:
                 self._client.set_registered_model_tag(LEDGER, name, value)
                 return
             except MlflowException as error:
-                if attempt == _ATTEMPTS - 1:
+                if attempt == attempts - 1:
                     raise SightloomError(f"MLflow at {self.uri} did not take a tag: {error}") from error
                 with contextlib.suppress(MlflowException):
                     self._client.create_registered_model(LEDGER)

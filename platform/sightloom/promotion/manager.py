@@ -116,7 +116,7 @@ class ReleaseManager:
         if said == self._told[0] and now - self._told[1] < HEARTBEAT_S / 3:
             return
         try:
-            self._ledger.set_tag(HEARTBEAT, json.dumps({**json.loads(said), "at": utc_now()}))
+            self._ledger.set_tag(HEARTBEAT, json.dumps({**json.loads(said), "at": utc_now()}), attempts=2)
             self._told = (said, now)
         except SightloomError as error:
             _log.warning("no heartbeat: %s", error.message)
@@ -151,7 +151,7 @@ def start_manager(config: ManagerConfig, wait_s: float = 60.0) -> Any:
             max_restarts=-1,
             max_task_retries=-1,
             max_concurrency=8,
-            runtime_env={"env_vars": _PATIENCE},
+            runtime_env={**config.runtime_env, "env_vars": {**config.runtime_env.get("env_vars", {}), **_PATIENCE}},
         )
         .remote(config.model_dump(mode="json", exclude_unset=True))
     )
