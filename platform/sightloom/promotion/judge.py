@@ -38,7 +38,7 @@ def judge(its: ModelState, challenger: Row, champion: Row, app_failure: str, now
         return None
     figures = evidence(challenger, champion)
     if app_failure:
-        return Judgement("abort", version, f"its app does not come up: {app_failure[:500]}", figures)
+        return Judgement("abort", version, f"its app does not come up: {app_failure}", figures)
     if why := _breach_at_any_time(challenger, trial.rules):
         return Judgement("abort", version, why, figures)
     if trial.done:

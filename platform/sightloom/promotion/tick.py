@@ -22,6 +22,7 @@ from sightloom.registry import Registry
 from sightloom.serving.observe import Row
 
 ACTOR: Final = "release-manager"
+_REASON_CHARS: Final = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +150,7 @@ class Reconciler:
         judgements = [judge(its, *seen, _failure(live, name, its.challenger), self._clock())]
         for version in sorted(its.stages):
             if its.stages[version] == "evaluating" and (why := _failure(live, name, version)):
-                judgements.append(Judgement("abort", version, f"its app does not come up: {why[:500]}"))
+                judgements.append(Judgement("abort", version, f"its app does not come up: {why}"))
         for found in judgements:
             if found is None:
                 continue
@@ -164,9 +165,9 @@ class Reconciler:
 
 
 def _failure(live: Live, name: str, version: int | None) -> str:
-    """Why a version's app will not come up by waiting, empty if it may."""
+    """Why a version's app will not come up by waiting, empty if it may. A traceback's cause stands at its end."""
     app = live.apps.get(app_name(name, version)) if version is not None else None
-    return (app.message or app.status) if app is not None and app.failed else ""
+    return (app.message or app.status)[-_REASON_CHARS:] if app is not None and app.failed else ""
 
 
 def _last_drift(state: State, name: str) -> dict[str, Any]:

@@ -110,7 +110,6 @@ class HandleDispatcher:
                 return await self._to(route.model, routes.live[0].app, "fallback", route.subject, retry=True)
         elif error.code == LOST:
             app = route.app if route.app in routes.apps else routes.live[0].app
-            self._infos.pop(app, None)
             return await self._to(route.model, app, route.kind, route.subject, retry=True)
         return None
 
