@@ -143,6 +143,17 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
+def more_often(hits: int, of: int, base_hits: int, base_of: int) -> float:
+    """One-sided p-value of Fisher's exact test: does something happen more often here than in the base?
+
+    Args:
+        hits: how often it happened among `of` here, `base_hits` among `base_of` there.
+    """
+    if not (0 <= hits <= of and 0 <= base_hits <= base_of):
+        raise ValueError(f"{hits} of {of} and {base_hits} of {base_of} are no counts")
+    return float(stats.hypergeom.sf(hits - 1, of + base_of, hits + base_hits, of))
+
+
 def mcnemar(candidate: Sequence[bool], baseline: Sequence[bool]) -> float:
     """Two-sided p-value of the exact McNemar test: of the rows where the two differ, is either right more often?"""
     left, right = np.asarray(candidate, bool), np.asarray(baseline, bool)

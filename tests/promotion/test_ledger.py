@@ -1,12 +1,21 @@
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
 import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 from mlflow.tracking import MlflowClient
 
-from sightloom.errors import SightloomError
+from sightloom.errors import SightloomError, UserMistake
+from sightloom.promotion.events import LedgerBroken
 from sightloom.promotion.ledger import LEDGER, Ledger, LostRace
-from sightloom.promotion.states import LedgerBroken
 from sightloom.tracking import normalized_uri
 
 
@@ -16,7 +25,9 @@ def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
     return normalized_uri(f"sqlite:///{tmp_path_factory.mktemp('ledger')}/mlflow.db")
 
 
-def test_of_sixteen_writers_at_once_exactly_one_is_accepted(uri: str) -> None:
+@pytest.mark.parametrize("store", ["uri", pytest.param("server_uri", marks=pytest.mark.long)])
+def test_of_sixteen_promoters_at_once_exactly_one_wins(store: str, request: pytest.FixtureRequest) -> None:
+    uri = request.getfixturevalue(store)
     ledgers = [Ledger(uri) for _ in range(16)]
     state = ledgers[0].read()
     outcomes: list[str] = []
@@ -25,11 +36,16 @@ def test_of_sixteen_writers_at_once_exactly_one_is_accepted(uri: str) -> None:
     def write(number: int) -> None:
         barrier.wait()
         try:
-            ledgers[number].append(state, "evaluate", "m", number + 1, f"w{number}", "race")
+            mine = ledgers[number].append(state, "evaluate", "m", number + 1, f"w{number}", "race")
+            mine = ledgers[number].append(mine, "verdict", "m", number + 1, f"w{number}", "race", {"outcome": "passed"})
+            ledgers[number].append(mine, "promote", "m", number + 1, f"w{number}", "race")
             outcomes.append("won")
         except LostRace as error:
             outcomes.append("lost")
-            assert "lost to event" in error.message
+            assert re.fullmatch(
+                r"lost to event \d+ \((evaluate|verdict|promote) \d+ by w\d+, \d+ s earlier\); nothing was changed",
+                error.message,
+            ), error.message
             assert error.exit_code == 4
 
     threads = [threading.Thread(target=write, args=(number,)) for number in range(16)]
@@ -39,8 +55,19 @@ def test_of_sixteen_writers_at_once_exactly_one_is_accepted(uri: str) -> None:
         thread.join()
     assert sorted(outcomes) == ["lost"] * 15 + ["won"]
     after = ledgers[0].read()
-    assert [line.outcome for line in after.lines].count("accepted") == 1
-    assert len(after.model("m").stages) == 1
+    assert [line.outcome for line in after.lines].count("accepted") == 3
+    assert list(after.model("m").stages.values()) == ["champion"]
+
+
+def test_events_of_another_model_do_not_make_a_writer_lose(uri: str) -> None:
+    ledger = Ledger(uri)
+    state = ledger.read()
+    ledger.append(state, "evaluate", "elsewhere", 1, "ann", "why")
+    ledger.append(ledger.read(), "drift", "here", 1, "ann", "why")
+    after = ledger.append(state, "evaluate", "here", 1, "bob", "why")
+    assert after.model("here").stages == {1: "evaluating"}
+    with pytest.raises(LostRace, match=r"lost to event \d+ \(evaluate 1 by bob"):
+        ledger.append(state, "evaluate", "here", 2, "cid", "why")
 
 
 def test_events_follow_each_other_and_what_is_not_legal_is_not_even_written(uri: str) -> None:
@@ -76,3 +103,34 @@ def test_an_event_edited_in_mlflow_is_found(tmp_path: Path, uri: str) -> None:
     client.delete_model_version(LEDGER, str(number))
     with pytest.raises(LedgerBroken, match="is missing"):
         ledger.read()
+    with pytest.raises(UserMistake, match="is whole"):
+        Ledger(f"sqlite:///{tmp_path}/other.db").reanchor("ann", "why")
+    after = ledger.reanchor("ann", "looked at it")
+    assert after.model("edited").stages == {1: "evaluating"} or number not in {line.number for line in after.lines}
+    assert ledger.read().head == after.head
+    again = ledger.append(ledger.read(), "evaluate", "edited", 2, "ann", "why")
+    assert again.model("edited").stages[2] == "evaluating"
+
+
+@pytest.fixture
+def server_uri(tmp_path: Path) -> Iterator[str]:
+    """A real MLflow server with four workers."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "4"]
+    command += ["--backend-store-uri", f"sqlite:///{tmp_path}/server.db", "--artifacts-destination", f"{tmp_path}/kept"]
+    with open(tmp_path / "server.log", "wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+    try:
+        for _ in range(240):
+            try:
+                httpx.get(f"http://127.0.0.1:{port}/health", timeout=2).raise_for_status()
+                break
+            except httpx.HTTPError:
+                assert process.poll() is None, (tmp_path / "server.log").read_text()
+                time.sleep(0.5)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(20)

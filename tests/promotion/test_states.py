@@ -7,7 +7,9 @@ from hypothesis import strategies as st
 
 from sightloom.errors import GateNotPassed, UserMistake
 from sightloom.promotion.decide import moves_to_promote, refused, version_to_restore
-from sightloom.promotion.states import GENESIS, KINDS, Entry, Event, LedgerBroken, ModelState, State, fold, why_illegal
+from sightloom.promotion.events import GENESIS, KINDS, Entry, Event, LedgerBroken
+from sightloom.promotion.fold import State, anchor_args, fold, mend
+from sightloom.promotion.states import ModelState, why_illegal
 
 
 def event(kind: str, version: int, prev: str, reason: str = "r", **args: object) -> Event:
@@ -48,7 +50,7 @@ def test_a_challenger_must_walk_its_plan() -> None:
     plan: dict[str, object] = {"plan": [{"bp": 100}, {"bp": 1000}]}
     steps = [*promoted(1, False), *promoted(2, True)[:2], ("start", 2, plan), ("step", 2, {})]
     state = fold(chain(*steps)).model("m")
-    assert (state.challenger, state.step) == (2, 1)
+    assert (state.challenger, state.trial.step) == (2, 1)
     assert "may not be promoted" in why_illegal(state, event("promote", 2, GENESIS))
     assert why_illegal(state, event("promote", 2, GENESIS, override=True)) == ""
     assert "needs a reason" in why_illegal(state, event("promote", 2, GENESIS, reason="", override=True))
@@ -131,3 +133,78 @@ def test_every_list_of_moves_is_legal() -> None:
                 state: State = fold(entries)
                 entries.append(Entry(len(entries) + 1, event(move.kind, move.version, state.head, **move.args).text()))
             assert all(line.outcome == "accepted" for line in fold(entries).lines)
+
+
+def anchored(entries: list[Entry], seen: int, witness: str = "") -> Entry:
+    """An anchor as a careful writer puts it at the end."""
+    args = anchor_args(mend(entries), seen, witness)
+    written = Event(f"anchor-{len(entries)}", "anchor", "", 0, args, "ann", "2026-01-02", "looked at it", {}, GENESIS)
+    return Entry(entries[-1].number + 1, written.text())
+
+
+def test_a_broken_ledger_goes_on_from_an_anchor_that_holds_the_whole_state() -> None:
+    plan: dict[str, object] = {"plan": [{"bp": 100}], "auto": False}
+    trial = [*promoted(3, True)[:2], ("start", 3, plan), ("step", 3, {})]
+    entries = chain(*promoted(1, False), *promoted(2, True), *trial)
+    before, witness = fold(entries), fold(entries).head
+    entries[1] = Entry(2, (entries[1].text or "").replace("ann", "eve"))
+    with pytest.raises(LedgerBroken):
+        fold(entries)
+    whole = [*entries, anchored(entries, entries[-1].number, witness)]
+    after = fold(whole, witness)
+    assert after.model("m").stages == before.model("m").stages
+    assert after.model("m").trial == before.model("m").trial
+    assert [line.outcome for line in after.lines] == ["superseded"] * len(entries) + ["accepted"]
+    whole.append(Entry(len(whole) + 1, event("promote", 3, after.head).text()))
+    assert fold(whole).model("m").champion == 3
+    late = Entry(len(whole) + 1, event("abort", 3, before.head).text())
+    assert fold([*whole, late]).lines[-1].outcome == "lost", "a writer who had seen the ledger before the anchor"
+
+
+def test_a_missing_number_and_a_cut_end_are_mended_and_of_two_anchors_the_first_holds() -> None:
+    entries = chain(*promoted(1, False), *promoted(2, True))
+    gap = [entry for entry in entries if entry.number != 2]
+    first = anchored(gap, gap[-1].number)
+    second = anchored([*gap, first], gap[-1].number)
+    state = fold([*gap, first, second])
+    assert state.generation == first.number
+    assert state.lines[-1].outcome == "lost"
+    assert state.model("m").aliases() == {"champion": 2, "previous": 1}
+    third = anchored([*gap, first, second], second.number)
+    assert fold([*gap, first, second, third]).generation == third.number
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(st.sampled_from(KINDS), st.integers(1, 4), st.booleans()), min_size=1, max_size=15),
+    st.data(),
+)
+def test_any_ledger_however_it_was_broken_can_be_anchored_and_gone_on_with(
+    attempts: list[tuple[str, int, bool]], data: st.DataObject
+) -> None:
+    entries: list[Entry] = []
+    for kind, version, override in attempts:
+        args = {"outcome": "passed"} if kind == "verdict" else {"override": True} if override else {}
+        entries.append(Entry(len(entries) + 1, event(kind, version, fold(entries).head, **args).text()))
+    hurt = data.draw(st.integers(0, len(entries) - 1))
+    texts = [None, "{}", (entries[hurt].text or "").replace("ann", "eve")]
+    entries[hurt] = Entry(hurt + 1, data.draw(st.sampled_from(texts)))
+    entries = entries if data.draw(st.booleans()) else entries[:hurt] + entries[hurt + 1 :]
+    if not entries:
+        return
+    state = fold([*entries, anchored(entries, entries[-1].number)])
+    stages = list(state.model("m").stages.values())
+    assert all(stages.count(stage) <= 1 for stage in ("champion", "challenger", "previous"))
+    following = event("evaluate", 9, state.head)
+    more = [*entries, anchored(entries, entries[-1].number), Entry(entries[-1].number + 2, following.text())]
+    assert fold(more).model("m").stages[9] == "evaluating"
+
+
+def test_a_plan_that_is_none_is_refused_and_digests_are_pinned_by_the_evaluation() -> None:
+    state = fold(chain(*promoted(1, False), *promoted(2, True)[:2])).model("m")
+    assert "its plan is none" in why_illegal(state, event("start", 2, GENESIS, plan=[{"share": 1}]))
+    pinned = Event("e", "evaluate", "m", 5, {}, "ann", "2026-01-01", "", {"digest": "d5"}, GENESIS)
+    other = Event(
+        "f", "verdict", "m", 5, {"outcome": "passed"}, "eve", "2026-01-01", "", {"digest": "x"}, pinned.digest
+    )
+    assert fold([Entry(1, pinned.text()), Entry(2, other.text())]).model("m").digests == {5: "d5"}

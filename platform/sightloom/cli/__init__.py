@@ -33,8 +33,9 @@ VERBS: dict[str, tuple[str, str]] = {
     "register": ("register", "Make an exported model a version in MLflow."),
     "promote": ("release", "Let a registered version become champion, if it passes the gate."),
     "rollback": ("release", "Make the previous champion the champion again."),
-    "history": ("release", "Show who promoted what, when and why."),
-    "models": ("release", "List, show and verify registered versions."),
+    "abort": ("release", "Take the version on trial back."),
+    "history": ("history", "Show who promoted what, when and why; prove that it is so."),
+    "models": ("models", "List, show and verify registered versions."),
     "serve": ("serve", "Serve a model behind an OpenAI-compatible endpoint with a playground."),
     "submit": ("jobs", "Check a job, pack its code, run it on a Ray cluster and follow it."),
     "jobs": ("jobs", "List, show, follow, stop and retry submitted jobs."),
@@ -88,7 +89,8 @@ class _Verbs(TyperGroup):
         for verb, (_, words) in VERBS.items():
             page.print(f"  [bold cyan]{verb:<12}[/]{words}")
         page.print("\nResults go to stdout (--json: one object), progress to stderr. Exit codes: 0 done; 1 failed or")
-        page.print("incomplete; 2 a mistake in the input; 3 a gate was not passed; 130 interrupted.")
+        page.print("incomplete; 2 a mistake in the input; 3 a gate was not passed; 4 another promotion was first; 5 a")
+        page.print("canary was taken back; 130 interrupted.")
 
     def invoke(self, ctx: Any) -> Any:
         try:

@@ -1,13 +1,13 @@
-"""The verbs promote, rollback, history and models."""
+"""The verbs promote, rollback and abort."""
 
 import getpass
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from sightloom.cli import console
 from sightloom.cli.console import DEFAULT_STORE, Store
@@ -18,40 +18,42 @@ from sightloom.evaluation.gate import GateRules
 from sightloom.evaluation.suites import Suite, read_suite
 from sightloom.progress import Progress, terminal_progress
 from sightloom.promotion import release
+from sightloom.promotion.canary import AT_ONCE, CanaryPlan
 from sightloom.promotion.decide import check_candidate
+from sightloom.promotion.follow import follow, managed, settle
 from sightloom.promotion.ledger import Ledger
-from sightloom.promotion.reconcile import drift
-from sightloom.registry import Registry
+from sightloom.registry import Registry, Version
 from sightloom.tracking import MlflowTracker, normalized_uri
 
+MODEL = "sightloom"
 Reason = Annotated[str, typer.Option(help="Why; kept in the ledger.", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Cache = Annotated[
     str,
     typer.Option(help="Folder for downloaded versions.", envvar="SIGHTLOOM_CACHE", show_default="~/.cache/sightloom"),
 ]
+Wait = Annotated[bool, typer.Option("--no-wait", help="Do not wait until it is live.")]
 
 
 def register(app: typer.Typer) -> None:
     """Add the verbs."""
     app.command("promote")(promote)
     app.command("rollback")(rollback)
-    app.command("history")(history)
-    models = typer.Typer(no_args_is_help=True, help="List, show and verify registered versions.")
-    models.command("list")(models_list)
-    models.command("show")(models_show)
-    models.command("verify")(models_verify)
-    app.add_typer(models, name="models")
+    app.command("abort")(abort)
 
 
 def promote(
-    version: Annotated[str, typer.Argument(help="Version, e.g. sightloom:13.", show_default=False)],
+    version: Annotated[str, typer.Argument(help="Version, e.g. 13 or sightloom:13.", show_default=False)],
     gate: Annotated[str, typer.Option(help="Rules of the gate.")] = "pipelines/gates/release.yaml",
+    plan: Annotated[
+        str, typer.Option(help="Canary plan (YAML: steps, auto, rules).", show_default="shadow, 1 %, 10 %, 50 %")
+    ] = "",
     manifest: Annotated[str, typer.Option(help="manifest.json of curated shards.", show_default=False)] = "",
     reason: Reason = "",
     override: Annotated[
         bool, typer.Option("--override", help="Promote whatever the gate says; needs --reason.")
     ] = False,
+    no_wait: Wait = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Ask and decide, but leave the ledger alone.")] = False,
     store: Store = DEFAULT_STORE,
     cache: Cache = "",
@@ -60,44 +62,59 @@ def promote(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Evaluate a version beside the champion, ask the gate, and make it champion if it passes (exit code 3 if not)."""
+    """Evaluate a version beside the champion, ask the gate, try it on a share of the traffic, make it champion.
+
+    Where no release manager watches the store nothing serves from it: the version is champion at once. Exit codes: 3
+    the gate was not passed, 4 another event came first, 5 the canary was taken back.
+    """
     if override and not reason:
         raise UserMistake("an override needs a reason", "--override --reason '…'")
-    progress = terminal_progress()
-    found, evidence = judge(version, gate, manifest, store, cache, set_ or [], progress)
-    registry, ledger = Registry(normalized_uri(store)), Ledger(normalized_uri(store))
-    if dry_run:
-        state = ledger.read()
-        its = state.model(found.name)
-        result = release.Release(
-            found.name, found.version, its.champion, its.previous, (), state.head, evidence.decision, evidence.run_id
-        )
+    uri = existing_store(store)
+    registry, ledger = Registry(uri), Ledger(uri)
+    asked = load(CanaryPlan, plan) if plan else None
+    found = registry.resolve(reference(version))
+    canary = _plan(ledger, asked)
+    its = ledger.read().model(found.name)
+    if its.challenger == found.version and not dry_run:  # it was evaluated before its trial began
+        result = release.go_on(registry, ledger, found, release.Who(actor(), reason), override, canary)
     else:
-        result = release.promote(registry, ledger, found, evidence, release.Who(_actor(), reason), override)
+        evidence = judge(registry, ledger, found, gate, manifest, cache, set_ or [], terminal_progress())
+        if dry_run:
+            state = ledger.read()
+            result = release.as_release(state, found, len(state.lines), evidence.decision, evidence.run_id)
+        else:
+            who = release.Who(actor(), reason)
+            result = release.promote(registry, ledger, found, evidence, who, override, canary)
+    if not (dry_run or no_wait):
+        result = _finished(ledger, found, result, as_json)
     console.emit(result.to_json(), as_json, lambda screen: _show_release(screen, result, dry_run))
 
 
 def judge(
-    version: str, gate: str, manifest: str, store: str, cache: str, overrides: list[str], progress: Progress
-) -> tuple[Any, release.Evidence]:
-    """Resolve a version, read the gate and its suite, and gather the evidence."""
-    uri = existing_store(store)
+    registry: Registry,
+    ledger: Ledger,
+    version: Version,
+    gate: str,
+    manifest: str,
+    cache: str,
+    overrides: list[str],
+    progress: Progress,
+) -> release.Evidence:
+    """Read the gate and its suite, and gather the evidence."""
     rules = load(GateRules, gate, overrides)
     suite = load(Suite, Path(gate).parent / rules.suites)
-    registry = Registry(uri)
-    found = registry.resolve(version)
-    state = Ledger(uri).read().model(found.name)
-    check_candidate(state, found.version)
+    state = ledger.read().model(version.name)
+    check_candidate(state, version.version)
     with progress.step("read suite"):
         examples = read_suite(suite, manifest or None, GENERATORS)
-    tracker = MlflowTracker(uri, "gates")
-    evidence = release.gather(registry, state, found, rules, examples, cache_folder(cache), tracker, progress)
-    return found, evidence
+    tracker = MlflowTracker(registry.uri, "gates")
+    return release.gather(registry, state, version, rules, examples, cache_folder(cache), tracker, progress)
 
 
 def rollback(
-    model: Annotated[str, typer.Argument(help="Model.")] = "sightloom",
+    model: Annotated[str, typer.Argument(help="Model.")] = MODEL,
     reason: Reason = "",
+    no_wait: Wait = False,
     store: Store = DEFAULT_STORE,
     as_json: Json = False,
 ) -> None:
@@ -105,66 +122,29 @@ def rollback(
     if not reason:
         raise UserMistake("a rollback needs a reason", "sightloom rollback --reason '…'")
     uri = existing_store(store)
-    result = release.rollback(Registry(uri), Ledger(uri), model, release.Who(_actor(), reason))
+    ledger = Ledger(uri)
+    result = release.rollback(Registry(uri), ledger, model, release.Who(actor(), reason))
+    if not no_wait:
+        settle(ledger, ledger.read())
     console.emit(result.to_json(), as_json, lambda screen: _show_release(screen, result, False))
 
 
-def history(
-    model: Annotated[str, typer.Option(help="Only this model.", show_default="all")] = "",
+def abort(
+    model: Annotated[str, typer.Argument(help="Model.")] = MODEL,
+    reason: Reason = "",
+    no_wait: Wait = False,
     store: Store = DEFAULT_STORE,
     as_json: Json = False,
 ) -> None:
-    """Show who promoted what, when and why, with the attempts that lost; ends with an error if the chain is broken."""
-    state = Ledger(existing_store(store)).read()
-    lines = release.history(state, model)
-    console.emit({"head": state.head, "events": lines}, as_json, lambda screen: _show_history(screen, lines))
-
-
-def models_list(store: Store = DEFAULT_STORE, as_json: Json = False) -> None:
-    """List registered models with their champion and number of versions."""
-    registry = Registry(existing_store(store))
-    ledger = Ledger(registry.uri).read()
-    entries = []
-    for name in registry.names():
-        its, aliases = ledger.model(name), registry.aliases(name)
-        count = len(registry.versions(name))
-        entries.append({"name": name, "versions": count, "aliases": aliases, "drift": sorted(drift(its, aliases))})
-    console.emit({"models": entries}, as_json, lambda screen: _show_models(screen, entries))
-
-
-def models_show(
-    version: Annotated[str, typer.Argument(help="name:13, name@champion or name.", show_default=False)],
-    store: Store = DEFAULT_STORE,
-    as_json: Json = False,
-) -> None:
-    """Show one version: digest, run, tags, stage and where its files lie."""
-    registry = Registry(existing_store(store))
-    found = registry.resolve(version)
-    stage = Ledger(registry.uri).read().model(found.name).stages.get(found.version, "registered")
-    fields: dict[str, Any] = {
-        "version": found.reference, "stage": stage, "digest": found.digest, "run_id": found.run_id,
-        "model_id": found.model_id, "uri": found.uri, "tags": dict(found.tags),
-    }  # fmt: skip
-    console.emit(fields, as_json, lambda screen: _show_fields(screen, fields))
-
-
-def models_verify(
-    version: Annotated[str, typer.Argument(help="name:13, name@champion or name.", show_default=False)],
-    store: Store = DEFAULT_STORE,
-    cache: Cache = "",
-    as_json: Json = False,
-) -> None:
-    """Recompute the SHA-256 of every file of a version; the error names the first that was changed."""
-    registry = Registry(existing_store(store))
-    found = registry.resolve(version)
-    folder = registry.materialize(found, cache_folder(cache))
-    fields: dict[str, Any] = {
-        "version": found.reference,
-        "digest": found.digest,
-        "verified": True,
-        "folder": str(folder),
-    }
-    console.emit(fields, as_json, lambda screen: _show_fields(screen, fields))
+    """Take the version on trial back; the champion is unchanged."""
+    if not reason:
+        raise UserMistake("an abort needs a reason", "sightloom abort --reason '…'")
+    uri = existing_store(store)
+    ledger = Ledger(uri)
+    result = release.abort(Registry(uri), ledger, model, release.Who(actor(), reason))
+    if not no_wait:
+        settle(ledger, ledger.read())
+    console.emit(result.to_json(), as_json, lambda screen: _show_abort(screen, result))
 
 
 def existing_store(store: str) -> str:
@@ -180,8 +160,52 @@ def cache_folder(cache: str) -> Path:
     return Path(cache).expanduser() if cache else Path.home() / ".cache" / "sightloom" / "versions"
 
 
-def _actor() -> str:
+def reference(version: str) -> str:
+    """`13` is version 13 of the model `sightloom`."""
+    return f"{MODEL}:{version}" if version.isdigit() else version
+
+
+def actor() -> str:
+    """Who acts."""
     return os.environ.get("SIGHTLOOM_ACTOR") or getpass.getuser()
+
+
+def _plan(ledger: Ledger, asked: CanaryPlan | None) -> CanaryPlan:
+    """The plan that was asked for, or the usual one; at once where nothing serves."""
+    if managed(ledger):
+        return asked if asked is not None else CanaryPlan()
+    if asked is not None and asked.steps:
+        raise UserMistake(
+            "a canary needs traffic, and no release manager watches this store",
+            "start one (sightloom up), or leave --plan out: the version is champion at once",
+        )
+    return AT_ONCE
+
+
+def _finished(ledger: Ledger, version: Version, result: release.Release, as_json: bool) -> release.Release:
+    """Follow the canary, and wait until what the ledger says is live."""
+    screen = Console(stderr=True, highlight=False)
+
+    def show(figures: Mapping[str, Any]) -> None:
+        if not as_json:
+            screen.print(_canary_words(figures))
+
+    state = follow(ledger, version.name, version.version, show)
+    return release.as_release(
+        state, version, result.num_lines, result.decision, result.run_id
+    )  # fmt: skip
+
+
+def _canary_words(figures: Mapping[str, Any]) -> str:
+    its, base = figures["seen"]["challenger"], figures["seen"]["champion"]
+    words = f"canary    {figures['share']}  {its['requests']}/{figures['needs']} requests  {its['errors']} errors"
+    if its["ttft_p95_s"] is not None:
+        words += f"  ttft p95 {its['ttft_p95_s']:.2f} s"
+        if base["ttft_p95_s"] is not None:
+            words += f" (champion {base['ttft_p95_s']:.2f})"
+    if its["agreement"] is not None:
+        words += f"  {its['agreement']:.0%} agree"
+    return words
 
 
 def _show_release(screen: Console, result: release.Release, dry_run: bool) -> None:
@@ -194,40 +218,18 @@ def _show_release(screen: Console, result: release.Release, dry_run: bool) -> No
     if dry_run:
         screen.print(f"champion  {result.champion or 'none'} (unchanged: --dry-run)")
         return
-    before = "" if result.previous is None else f" (was {result.previous})"
     number = result.events[-1] if result.events else "–"
+    if result.champion != result.version:
+        screen.print(f"canary    {result.model}:{result.challenger} begins   event {number}  {result.head[:12]}")
+        screen.print(f"next:     sightloom promote {result.model}:{result.version} follows it; sightloom abort ends it")
+        return
+    before = "" if result.previous is None else f" (was {result.previous})"
     screen.print(f"champion  {result.model}:{result.champion}{before}   event {number}  {result.head[:12]}")
     if result.previous is not None:
         screen.print(f"back:     sightloom rollback {result.model} --reason …")
 
 
-def _show_history(screen: Console, lines: list[Any]) -> None:
-    table = Table(box=None, pad_edge=False)
-    for title in ("event", "when", "who", "what", "version", "outcome", "why"):
-        table.add_column(title)
-    for line in lines:
-        what = f"{line['kind']} {line['args'].get('outcome', '')}".strip()
-        outcome = line["outcome"] + (f" ({line['why']})" if line["why"] else "")
-        version = f"{line['model']}:{line['version']}"
-        table.add_row(str(line["number"]), line["at"], line["actor"], what, version, outcome, line["reason"])
-    screen.print(table if lines else "no events yet")
-
-
-def _show_models(screen: Console, entries: list[Any]) -> None:
-    for entry in entries:
-        aliases = (
-            ", ".join(f"{alias} → {number}" for alias, number in sorted(entry["aliases"].items())) or "no champion"
-        )
-        moved = f"   aliases moved by hand: {', '.join(entry['drift'])}" if entry["drift"] else ""
-        screen.print(f"{entry['name']:<20} {entry['versions']} versions   {aliases}{moved}")
-    if not entries:
-        screen.print("no models yet; `sightloom demo` registers one")
-
-
-def _show_fields(screen: Console, fields: dict[str, Any]) -> None:
-    for name, value in fields.items():
-        if isinstance(value, dict):
-            for key, inner in sorted(value.items()):
-                screen.print(f"{name}.{key}  {inner}", soft_wrap=True)
-        else:
-            screen.print(f"{name:<10} {value}", soft_wrap=True)
+def _show_abort(screen: Console, result: release.Release) -> None:
+    number = result.events[-1] if result.events else "–"
+    screen.print(f"aborted   {result.model}:{result.version}   event {number}  {result.head[:12]}")
+    screen.print(f"champion  {result.champion or 'none'} (unchanged)")

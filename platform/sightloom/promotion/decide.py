@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sightloom.errors import GateNotPassed, UserMistake
+from sightloom.promotion.canary import AT_ONCE, CanaryPlan
 from sightloom.promotion.states import ModelState
 
 
@@ -18,25 +19,29 @@ class Move:
 
 
 def moves_to_promote(
-    state: ModelState, version: int, outcome: str, override: bool, plan: Sequence[Mapping[str, Any]] = ()
+    state: ModelState, version: int, outcome: str, override: bool, plan: CanaryPlan = AT_ONCE
 ) -> list[Move]:
     """The events that promote a version with this verdict; up to the verdict alone where it did not pass.
 
-    With a champion the candidate is its challenger first, through `plan`; an empty plan is done at once.
+    With a champion the candidate is its challenger first, through `plan`: with steps in it the last event is the
+    start, and the release manager goes on. The first champion has nobody to be compared with.
 
     Raises:
         UserMistake: the version is champion already, or the previous champion (a rollback brings it back).
     """
     check_candidate(state, version)
-    moves = [] if state.challenger == version else [
-        Move("evaluate", version), Move("verdict", version, {"outcome": outcome})
-    ]  # fmt: skip
+    extra = {"override": True} if override else {}
+    if state.challenger == version:  # on its way already: at its end, or by an override, a person may end it
+        ready = state.trial.done or (override and not plan.steps)
+        return [Move("promote", version, extra)] if ready else []
+    moves = [Move("evaluate", version), Move("verdict", version, {"outcome": outcome})]
     if outcome != "passed" and not override:
         return moves
-    extra = {"override": True} if override else {}
-    if state.challenger != version and (state.champion is not None or outcome != "passed"):
-        moves.append(Move("start", version, {"plan": list(plan), **extra}))
-    if not plan:
+    if state.champion is None:
+        plan = AT_ONCE
+    if state.champion is not None or outcome != "passed":
+        moves.append(Move("start", version, {**plan.to_args(), **extra}))
+    if not plan.steps:
         moves.append(Move("promote", version, extra))
     return moves
 
@@ -49,6 +54,15 @@ def check_candidate(state: ModelState, version: int) -> None:
         raise UserMistake(f"version {version} is the previous champion", "bring it back: sightloom rollback --reason …")
     if state.challenger not in (None, version):
         raise UserMistake(f"version {state.challenger} is on trial as challenger", "let it finish, or abort it first")
+
+
+def version_on_trial(state: ModelState, model: str) -> int:
+    """The version that an abort takes back; raises UserMistake where there is none."""
+    evaluating = sorted(version for version, stage in state.stages.items() if stage == "evaluating")
+    found = state.challenger or (evaluating[-1] if evaluating else None)
+    if found is None:
+        raise UserMistake(f"no version of {model} is on trial", "see: sightloom history")
+    return found
 
 
 def version_to_restore(state: ModelState, model: str) -> int:

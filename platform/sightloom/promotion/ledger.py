@@ -10,20 +10,23 @@ import random
 import time
 import uuid
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Final
 
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from sightloom.errors import SightloomError
-from sightloom.promotion.states import MAX_EVENT_BYTES, Entry, Event, Line, State, fold, why_illegal
+from sightloom.errors import SightloomError, UserMistake
+from sightloom.promotion.events import ANCHOR, MAX_EVENT_BYTES, Entry, Event, LedgerBroken
+from sightloom.promotion.fold import Line, State, accepted, anchor_args, fold, mend
+from sightloom.promotion.states import why_illegal
 
-LEDGER = "sightloom.ledger"
-_SOURCE = "ledger://sightloom"
-_EVENT_TAG = "sightloom.event"
-_HEAD_TAG = "sightloom.head"
-_PAGE = 1000
-_ATTEMPTS = 10
+LEDGER: Final = "sightloom.ledger"
+_SOURCE: Final = "ledger://sightloom"
+_EVENT_TAG: Final = "sightloom.event"
+_HEAD_TAG: Final = "sightloom.head"
+_PAGE: Final = 1000
+_ATTEMPTS: Final = 10
+_RETRIES: Final = 50  # of an event that only lost to events of other models
 
 
 class LostRace(SightloomError):
@@ -52,22 +55,9 @@ class Ledger:
 
     def read(self) -> State:
         """The folded ledger; raises LedgerBroken, or SightloomError where MLflow does not answer."""
-        try:
-            # The witness is read first: an event that arrives in between can only add to the accepted ones.
-            witness = self._witness()
-            entries: list[Entry] = []
-            token = None
-            while True:
-                page = self._client.search_model_versions(
-                    f"name='{LEDGER}'", max_results=_PAGE, order_by=["version_number ASC"], page_token=token
-                )
-                entries += [Entry(int(version.version), version.tags.get(_EVENT_TAG)) for version in page]
-                token = page.token
-                if not token:
-                    break
-        except MlflowException as error:
-            raise SightloomError(f"the ledger in MLflow at {self.uri} cannot be read: {error}") from error
-        return fold(sorted(entries, key=lambda entry: entry.number), witness)
+        # The witness is read first: an event that arrives in between can only add to the accepted ones.
+        witness = self.tag(_HEAD_TAG)
+        return fold(self._entries(), witness)
 
     def append(
         self,
@@ -82,11 +72,80 @@ class Ledger:
     ) -> State:
         """Write one event on top of `state` and return what the ledger says then.
 
+        An event that lost to events after which this model stands as before is written again on top of them.
+
         Raises:
-            LostRace: another event came first; this attempt stays on record as lost.
+            LostRace: another event moved this model first; this attempt stays on record as lost.
             SightloomError: the event is not legal, too large, or MLflow does not answer.
         """
-        event = Event(
+        seen = state
+        for _ in range(_RETRIES):
+            event = self._event(kind, model, version, actor, reason, args, evidence, seen.head)
+            if why := why_illegal(seen.model(model), event):
+                raise SightloomError(
+                    f"{kind} of {model}:{version} is not possible now: {why}", "see: sightloom history"
+                )
+            after = self._write(event)
+            if after is not None:
+                return after
+            now = self.read()
+            if not now.model(model).same_place(state.model(model)):
+                raise lost_to(now, state.head, model, event.at)
+            seen = now
+        raise LostRace(f"lost {_RETRIES} races for the ledger; nothing was changed", "try again")
+
+    def reanchor(self, actor: str, reason: str) -> State:
+        """Begin the fold anew with an event that holds the whole state; raises UserMistake where it is not broken."""
+        witness = self.tag(_HEAD_TAG)
+        entries = self._entries()
+        with contextlib.suppress(LedgerBroken):
+            fold(entries, witness)
+            raise UserMistake("the ledger is whole: there is nothing to anchor anew", "see: sightloom history --verify")
+        state = mend(entries)
+        args = anchor_args(state, entries[-1].number if entries else 0, witness)
+        event = self._event(ANCHOR, "", 0, actor, reason, args, {}, state.head)
+        after = self._write(event)
+        if after is None:
+            raise LostRace("lost to another anchor; nothing was changed", "see: sightloom history")
+        return after
+
+    def tag(self, name: str) -> str:
+        """A tag of the ledger itself, empty where it has none; raises SightloomError where MLflow does not answer."""
+        try:
+            found = self._client.search_registered_models(f"name='{LEDGER}'")
+        except MlflowException as error:
+            raise SightloomError(f"the ledger in MLflow at {self.uri} cannot be read: {error}") from error
+        return str(found[0].tags.get(name, "")) if found else ""
+
+    def head(self) -> str:
+        """The witness: a cheap sign that something was written."""
+        return self.tag(_HEAD_TAG)
+
+    def set_tag(self, name: str, value: str, attempts: int = _ATTEMPTS) -> None:
+        """Set a tag of the ledger itself, which is made where it is not there yet."""
+        for attempt in range(attempts):
+            try:
+                self._client.set_registered_model_tag(LEDGER, name, value)
+                return
+            except MlflowException as error:
+                if attempt == attempts - 1:
+                    raise SightloomError(f"MLflow at {self.uri} did not take a tag: {error}") from error
+                with contextlib.suppress(MlflowException):
+                    self._client.create_registered_model(LEDGER)
+                _pause(attempt)
+
+    def _event(
+        self,
+        kind: str,
+        model: str,
+        version: int,
+        actor: str,
+        reason: str,
+        args: Mapping[str, Any] | None,
+        evidence: Mapping[str, str] | None,
+        prev: str,
+    ) -> Event:
+        return Event(
             uuid.uuid4().hex,
             kind,
             model,
@@ -96,21 +155,39 @@ class Ledger:
             self._clock(),
             reason,
             dict(evidence or {}),
-            state.head,
+            prev,
         )
-        if why := why_illegal(state.model(model), event):
-            raise SightloomError(f"{kind} of {model}:{version} is not possible now: {why}", "see: sightloom history")
+
+    def _write(self, event: Event) -> State | None:
+        """The ledger after the event was accepted, None if it was not."""
         text = event.text()
         if len(text.encode()) > MAX_EVENT_BYTES:
             raise SightloomError(f"an event of {len(text.encode())} bytes is too large", "shorten the reason")
         self._create(text)
-        after = self.read()
+        entries = self._entries()
+        after = fold(entries)
         # A create that is repeated after a lost response leaves its text twice: the accepted one counts.
-        mine = [line for line in after.lines if line.event is not None and line.event.id == event.id]
-        if any(line.outcome == "accepted" for line in mine):
-            self._witness_is(after.head)
-            return after
-        raise LostRace(f"lost to {_winner(after, state.head)}; nothing was changed", "see: sightloom history")
+        if not any(line.event is not None and line.event.id == event.id for line in accepted(after.lines)):
+            return None
+        with contextlib.suppress(SightloomError):  # a lagging witness is still a true one
+            self.set_tag(_HEAD_TAG, after.head)
+        return after
+
+    def _entries(self) -> list[Entry]:
+        entries: list[Entry] = []
+        token = None
+        try:
+            while True:
+                page = self._client.search_model_versions(
+                    f"name='{LEDGER}'", max_results=_PAGE, order_by=["version_number ASC"], page_token=token
+                )
+                entries += [Entry(int(version.version), version.tags.get(_EVENT_TAG)) for version in page]
+                token = page.token
+                if not token:
+                    break
+        except MlflowException as error:
+            raise SightloomError(f"the ledger in MLflow at {self.uri} cannot be read: {error}") from error
+        return sorted(entries, key=lambda entry: entry.number)
 
     def _create(self, text: str) -> None:
         for attempt in range(_ATTEMPTS):
@@ -124,23 +201,28 @@ class Ledger:
                 # Refused as a whole (a busy database, two writers with one number): nothing was written.
                 if attempt == _ATTEMPTS - 1:
                     raise SightloomError(f"MLflow at {self.uri} did not take the event: {error}") from error
-                time.sleep(random.uniform(0.02, 0.1) * 2 ** min(attempt, 5))
-
-    def _witness(self) -> str:
-        found = self._client.search_registered_models(f"name='{LEDGER}'")
-        return str(found[0].tags.get(_HEAD_TAG, "")) if found else ""
-
-    def _witness_is(self, head: str) -> None:
-        with contextlib.suppress(MlflowException):  # a lagging witness is still a true one
-            self._client.set_registered_model_tag(LEDGER, _HEAD_TAG, head)
+                _pause(attempt)
 
 
-def _winner(state: State, head: str) -> str:
-    """The accepted event that follows `head`, in words."""
+def lost_to(state: State, head: str, model: str, at: str) -> LostRace:
+    """The error of a writer who built on `head` at the time `at`: which event came first."""
 
     def follows(line: Line) -> bool:
-        return line.outcome == "accepted" and line.event is not None and line.event.prev == head
+        return line.event is not None and line.event.prev == head
 
-    line = next(filter(follows, state.lines))
-    assert line.event is not None
-    return f"event {line.number} ({line.event.kind} {line.event.model}:{line.event.version} by {line.event.actor})"
+    line = next(filter(follows, accepted(state.lines)), None)
+    if line is None or line.event is None or line.event.model != model:
+        ours = [line for line in accepted(state.lines) if line.event is not None and line.event.model == model]
+        line = ours[-1] if ours else line
+    if line is None or line.event is None:
+        return LostRace("lost to another event; nothing was changed", "see: sightloom history")
+    then, now = (datetime.datetime.fromisoformat(text) for text in (line.event.at, at))
+    earlier = max(0, round((now - then).total_seconds()))
+    return LostRace(
+        f"lost to event {line.number} ({line.event.words}, {earlier} s earlier); nothing was changed",
+        "see: sightloom history",
+    )
+
+
+def _pause(attempt: int) -> None:
+    time.sleep(random.uniform(0.02, 0.1) * 2 ** min(attempt, 5))

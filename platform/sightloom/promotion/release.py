@@ -2,8 +2,8 @@
 
 import hashlib
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,18 @@ from sightloom.evaluation.result import Result, save
 from sightloom.evaluation.runner import evaluate
 from sightloom.model.load import load
 from sightloom.progress import Progress
-from sightloom.promotion.decide import check_candidate, moves_to_promote, refused, version_to_restore
-from sightloom.promotion.ledger import Ledger
+from sightloom.promotion.canary import AT_ONCE, CanaryPlan
+from sightloom.promotion.decide import (
+    check_candidate,
+    moves_to_promote,
+    refused,
+    version_on_trial,
+    version_to_restore,
+)
+from sightloom.promotion.fold import State, accepted
+from sightloom.promotion.ledger import Ledger, lost_to, utc_now
 from sightloom.promotion.reconcile import project
-from sightloom.promotion.states import ModelState, State
+from sightloom.promotion.states import ModelState
 from sightloom.registry import Registry, Version
 from sightloom.tracking import Tracker
 
@@ -35,7 +43,10 @@ class Who:
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """What an act led to. `events` are the numbers of the ledger's lines that it wrote."""
+    """What an act led to.
+
+    `events` are the numbers of the accepted lines since it began, `num_lines` how many lines the ledger had then.
+    """
 
     model: str
     version: int
@@ -45,6 +56,8 @@ class Release:
     head: str
     decision: Decision | None = None
     run_id: str = ""
+    challenger: int | None = None
+    num_lines: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """The object of `--json`."""
@@ -53,6 +66,7 @@ class Release:
             "version": self.version,
             "champion": self.champion,
             "previous": self.previous,
+            "challenger": self.challenger,
             "events": list(self.events),
             "head": self.head,
         }
@@ -67,13 +81,17 @@ class Release:
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """A gate's question answered: the candidate's result, the baseline's on the same examples, and the verdict."""
+    """A gate's question answered: the candidate's result, the baseline's on the same examples, and the verdict.
+
+    `seen`: where the model's versions stood then; a verdict against a champion that is gone promotes nobody.
+    """
 
     candidate: Result
     baseline: Result | None
     decision: Decision
     run_id: str
     report_sha256: str
+    seen: ModelState | None = None
 
 
 def gather(
@@ -100,7 +118,7 @@ def gather(
     baseline = None
     if reference != "none":
         baseline = measure(registry, registry.resolve(reference), rules, examples, cache, progress)
-    return record(registry, version, rules, examples, candidate, baseline, tracker)
+    return replace(record(registry, version, rules, examples, candidate, baseline, tracker), seen=state)
 
 
 def record(
@@ -136,23 +154,33 @@ def record(
 
 
 def promote(
-    registry: Registry, ledger: Ledger, version: Version, evidence: Evidence, who: Who, override: bool = False
+    registry: Registry,
+    ledger: Ledger,
+    version: Version,
+    evidence: Evidence,
+    who: Who,
+    override: bool = False,
+    plan: CanaryPlan = AT_ONCE,
 ) -> Release:
     """Make a version champion if its verdict passed, or by an override with a reason.
 
-    Events are evaluate and verdict, then (with a champion) start, then promote; aliases move only after the ledger has
-    accepted the last one.
+    Events are evaluate and verdict, then (with a champion) start; with no steps in the plan promote follows at once,
+    otherwise the release manager takes the challenger on from there. Aliases move only after the ledger has accepted
+    an event.
 
     Raises:
         GateNotPassed: the verdict is on record, the champion unchanged.
-        LostRace: another event came first.
+        LostRace: another event came first, or the versions have moved since the evidence was gathered.
         UserMistake: the version cannot be promoted now, or an override has no reason.
     """
     if override and not who.reason:
         raise UserMistake("an override needs a reason", "--override --reason '…'")
     decision = evidence.decision
     state = ledger.read()
-    moves = moves_to_promote(state.model(version.name), version.version, decision.outcome, override)
+    its = state.model(version.name)
+    if evidence.seen is not None and not its.same_place(evidence.seen):
+        raise lost_to(state, "", version.name, utc_now())
+    moves = moves_to_promote(its, version.version, decision.outcome, override, plan)
     proof = {"run_id": evidence.run_id, "report_sha256": evidence.report_sha256, "digest": version.digest}
     before = len(state.lines)
     for move in moves:
@@ -160,9 +188,21 @@ def promote(
             state, move.kind, version.name, move.version, who.actor, who.reason, move.args, proof
         )  # fmt: skip
     project(state, registry, version.name)
-    if state.model(version.name).champion != version.version:
+    if version.version not in (state.model(version.name).champion, state.model(version.name).challenger):
         raise refused(version.name, version.version, decision.outcome, decision.reasons)
-    return _release(state, version, before, decision, evidence.run_id)
+    return as_release(state, version, before, decision, evidence.run_id)
+
+
+def go_on(registry: Registry, ledger: Ledger, version: Version, who: Who, override: bool, plan: CanaryPlan) -> Release:
+    """Promote a challenger whose plan is done, or by an override; one that is still on its plan goes on with it."""
+    state = ledger.read()
+    before = len(state.lines)
+    for move in moves_to_promote(state.model(version.name), version.version, "passed", override, plan):
+        state = ledger.append(
+            state, move.kind, version.name, move.version, who.actor, who.reason, move.args, {"digest": version.digest}
+        )
+    project(state, registry, version.name)
+    return as_release(state, version, before)
 
 
 def rollback(registry: Registry, ledger: Ledger, model: str, who: Who) -> Release:
@@ -174,7 +214,19 @@ def rollback(registry: Registry, ledger: Ledger, model: str, who: Who) -> Releas
         state, "rollback", model, version.version, who.actor, who.reason, evidence={"digest": version.digest}
     )
     project(state, registry, model)
-    return _release(state, version, before, None, "")
+    return as_release(state, version, before, None, "")
+
+
+def abort(registry: Registry, ledger: Ledger, model: str, who: Who) -> Release:
+    """Take the version on trial back; raises UserMistake where there is none."""
+    state = ledger.read()
+    before = len(state.lines)
+    version = registry.resolve(f"{model}:{version_on_trial(state.model(model), model)}")
+    state = ledger.append(
+        state, "abort", model, version.version, who.actor, who.reason, evidence={"digest": version.digest}
+    )
+    project(state, registry, model)
+    return as_release(state, version, before, None, "")
 
 
 def measure(
@@ -192,35 +244,13 @@ def measure(
     return evaluate(examples, asked, rules.decoding, rules.statistics, progress)
 
 
-def history(state: State, model: str = "") -> list[Mapping[str, Any]]:
-    """The ledger's lines as plain data, oldest first; of one model, or of all."""
-    lines: list[Mapping[str, Any]] = []
-    for line in state.lines:
-        event = line.event
-        if event is None or (model and event.model != model):
-            continue
-        lines.append(
-            {
-                "number": line.number,
-                "outcome": line.outcome,
-                "why": line.why,
-                "kind": event.kind,
-                "model": event.model,
-                "version": event.version,
-                "args": dict(event.args),
-                "actor": event.actor,
-                "at": event.at,
-                "reason": event.reason,
-                "evidence": dict(event.evidence),
-                "digest": event.digest,
-            }
-        )
-    return lines
-
-
-def _release(state: State, version: Version, before: int, decision: Decision | None, run_id: str) -> Release:
+def as_release(
+    state: State, version: Version, before: int = 0, decision: Decision | None = None, run_id: str = ""
+) -> Release:
+    """What an act led to; `before`: number of lines before it."""
     its = state.model(version.name)
-    events = tuple(line.number for line in state.lines[before:] if line.outcome == "accepted")
+    events = tuple(line.number for line in accepted(state.lines[before:]))
     return Release(
-        version.name, version.version, its.champion, its.previous, events, state.head, decision, run_id
+        version.name, version.version, its.champion, its.previous, events, state.head, decision, run_id,
+        its.challenger, before,
     )  # fmt: skip

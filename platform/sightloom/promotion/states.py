@@ -1,60 +1,52 @@
-"""The states of a version and the fold of the ledger: pure.
+"""Where the versions of one model stand, and which event may follow: pure."""
 
-An event names the digest of the last event that its writer had seen accepted (`prev`). That is a compare-and-set: of
-two writers who saw the same head, the one whom MLflow numbers first is accepted, the other has lost. It is also a
-chain: an event that is edited or deleted later breaks what follows it.
-"""
-
-import hashlib
-import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Final
 
-from sightloom.config import canonical_json
-from sightloom.errors import SightloomError
+from pydantic import ValidationError
 
-GENESIS = "0" * 64
-MAX_EVENT_BYTES = 16 * 1024
-KINDS = ("evaluate", "verdict", "start", "step", "promote", "rollback", "abort", "retire", "drift")
+from sightloom.promotion.canary import CanaryPlan, CanaryStep, SloRules
+from sightloom.promotion.events import Event
+
+VERDICTS: Final = ("passed", "rejected", "inconclusive")
+SINGLE: Final = ("challenger", "champion", "previous")
+LIVING: Final = ("evaluating", "passed", "challenger", "champion", "previous")  # stages with an app
 
 
-class LedgerBroken(SightloomError):
-    """The ledger was edited or cut: nothing may be changed on its ground, the champion goes on serving."""
+def _nothing() -> Mapping[int, str]:
+    return MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
-class Event:
-    """One line of the ledger."""
+class Trial:
+    """A challenger on its plan.
 
-    id: str
-    kind: str
-    model: str
-    version: int
-    args: Mapping[str, Any]
-    actor: str
-    at: str
-    reason: str
-    evidence: Mapping[str, str]
-    prev: str
+    Attributes:
+        step: index of the step that it is on; `len(plan)` when all are done.
+        salt: of the hash that chooses its requests.
+        at: when this step began (ISO 8601).
+        number: of the event that began it: requests of older generations do not count.
+    """
 
-    def text(self) -> str:
-        """Canonical JSON, the form that is stored and hashed."""
-        return canonical_json(asdict(self)).decode()
+    plan: tuple[CanaryStep, ...] = ()
+    step: int = 0
+    auto: bool = True
+    rules: SloRules = field(default_factory=lambda: SloRules())
+    salt: str = ""
+    at: str = ""
+    number: int = 0
 
     @property
-    def digest(self) -> str:
-        """SHA-256 of the text."""
-        return hashlib.sha256(self.text().encode()).hexdigest()
+    def done(self) -> bool:
+        """Whether no step is left."""
+        return self.step >= len(self.plan)
 
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """A numbered place of the ledger; `text` is None where a stranger put something without an event there."""
-
-    number: int
-    text: str | None
+    @property
+    def current(self) -> CanaryStep | None:
+        """The step whose share holds now: after the last one, still the last one's."""
+        return self.plan[min(self.step, len(self.plan) - 1)] if self.plan else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +54,15 @@ class ModelState:
     """Where the versions of one model stand.
 
     A version's stage is evaluating, passed, rejected, inconclusive, challenger, champion, previous, retired or aborted.
+    `since`: when a version came to its stage; `digests`: what it was pinned to when it was first evaluated;
+    `drift`: number of the last drift event.
     """
 
-    stages: Mapping[int, str] = field(default_factory=lambda: MappingProxyType({}))
-    plan: tuple[Mapping[str, Any], ...] = ()
-    step: int = 0
+    stages: Mapping[int, str] = field(default_factory=_nothing)
+    digests: Mapping[int, str] = field(default_factory=_nothing)
+    since: Mapping[int, str] = field(default_factory=_nothing)
+    trial: Trial = field(default_factory=Trial)
+    drift: int = 0
 
     def holder(self, stage: str) -> int | None:
         """The one version in a stage that only one can hold."""
@@ -92,50 +88,9 @@ class ModelState:
         named = {"champion": self.champion, "challenger": self.challenger, "previous": self.previous}
         return {alias: version for alias, version in named.items() if version is not None}
 
-
-@dataclass(frozen=True, slots=True)
-class Line:
-    """What became of one entry: accepted, lost (a race), illegal (refused by the rules) or foreign (no event)."""
-
-    number: int
-    event: Event | None
-    outcome: str
-    why: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class State:
-    """The whole ledger, folded. `accepted` holds the digests of all accepted events."""
-
-    head: str = GENESIS
-    models: Mapping[str, ModelState] = field(default_factory=lambda: MappingProxyType({}))
-    lines: tuple[Line, ...] = ()
-    accepted: frozenset[str] = frozenset()
-
-    def model(self, name: str) -> ModelState:
-        """The state of one model; empty for one that the ledger does not know."""
-        return self.models.get(name, ModelState())
-
-
-def fold(entries: Sequence[Entry], witness: str = "") -> State:
-    """Replay the ledger.
-
-    Args:
-        entries: all places, in order of their numbers.
-        witness: digest of an event that is known to have been accepted (MLflow's tag `sightloom.head`).
-
-    Raises:
-        LedgerBroken: a number is missing, a text is no event, or an event follows (or the witness names) one that is
-            not there.
-    """
-    state = State(accepted=frozenset({GENESIS}))
-    for place, entry in enumerate(entries, start=1):
-        if entry.number != place:
-            raise LedgerBroken(f"the ledger's event {place} is missing (the next is {entry.number})")
-        state = _add(state, entry)
-    if witness and witness not in state.accepted:
-        raise LedgerBroken(f"the ledger does not hold its last known event {witness[:12]}…: it was edited or cut")
-    return state
+    def same_place(self, other: "ModelState") -> bool:
+        """Whether every version stands where it stands in `other`; observed drift apart."""
+        return self.stages == other.stages and self.trial == other.trial
 
 
 def why_illegal(state: ModelState, event: Event) -> str:
@@ -148,18 +103,20 @@ def why_illegal(state: ModelState, event: Event) -> str:
         case "evaluate":
             return f"version {event.version} is {stage}" if stage in ("champion", "challenger", "previous") else ""
         case "verdict":
-            known = event.args.get("outcome") in ("passed", "rejected", "inconclusive")
+            known = event.args.get("outcome") in VERDICTS
             return "" if stage == "evaluating" and known else f"version {event.version} is not under evaluation"
         case "start":
             if state.challenger is not None:
                 return f"version {state.challenger} is the challenger"
             free = override and stage not in ("champion", "previous")
-            return "" if stage == "passed" or free else f"version {event.version} has not passed ({stage or 'new'})"
+            if not (stage == "passed" or free):
+                return f"version {event.version} has not passed ({stage or 'new'})"
+            return _why_no_plan(event.args)
         case "step":
-            ready = stage == "challenger" and state.step < len(state.plan)
+            ready = stage == "challenger" and not state.trial.done
             return "" if ready else f"version {event.version} has no step left to take"
         case "promote":
-            done = stage == "challenger" and (state.step >= len(state.plan) or override)
+            done = stage == "challenger" and (state.trial.done or override)
             first = stage == "passed" and state.champion is None
             return "" if done or first else f"version {event.version} is {stage or 'new'} and may not be promoted"
         case "rollback":
@@ -174,84 +131,103 @@ def why_illegal(state: ModelState, event: Event) -> str:
     return f"unknown kind '{event.kind}'"
 
 
-def _add(state: State, entry: Entry) -> State:
-    if entry.text is None:
-        return replace(state, lines=(*state.lines, Line(entry.number, None, "foreign", "no event")))
-    event = _read(entry)
-    digest = hashlib.sha256(entry.text.encode()).hexdigest()
-    if event.prev not in state.accepted:
-        raise LedgerBroken(f"event {entry.number} follows {event.prev[:12]}…, which is not in the ledger")
-    if event.prev != state.head:
-        return replace(state, lines=(*state.lines, Line(entry.number, event, "lost", "another event came first")))
-    if why := why_illegal(state.model(event.model), event):
-        return replace(state, lines=(*state.lines, Line(entry.number, event, "illegal", why)))
-    after = _EFFECTS[event.kind](state.model(event.model), event)
-    return State(
-        head=digest,
-        models=MappingProxyType({**state.models, event.model: after}),
-        lines=(*state.lines, Line(entry.number, event, "accepted")),
-        accepted=state.accepted | {digest},
-    )
+def after(state: ModelState, event: Event, number: int) -> ModelState:
+    """The state after a legal event with this number."""
+    moved = _EFFECTS[event.kind](state, event, number)
+    changed = {version for version, stage in moved.stages.items() if state.stages.get(version) != stage}
+    if changed:
+        since = {**moved.since, **{version: event.at for version in changed}}
+        moved = replace(moved, since=MappingProxyType(since))
+    pinned = event.evidence.get("digest")
+    if pinned and event.version not in moved.digests:
+        moved = replace(moved, digests=MappingProxyType({**moved.digests, event.version: pinned}))
+    return moved
 
 
-def _read(entry: Entry) -> Event:
+def one_of_each(state: ModelState, newest: int) -> ModelState:
+    """The state with one version in each stage that only one can hold; it matters where events are missing."""
+    crowd = {
+        version: "retired"
+        for version, stage in state.stages.items()
+        if stage in SINGLE and version != newest and list(state.stages.values()).count(stage) > 1
+    }
+    return _staged(state, crowd) if crowd else state
+
+
+def plan_of(args: Mapping[str, Any]) -> CanaryPlan:
+    """The plan in the arguments of a start event; raises pydantic's ValidationError where it is none."""
+    fields = {"steps": args.get("plan", ()), "auto": args.get("auto", True), "rules": args.get("rules", {})}
+    return CanaryPlan.model_validate(fields)
+
+
+def _why_no_plan(args: Mapping[str, Any]) -> str:
     try:
-        return Event(**json.loads(entry.text or ""))
-    except (ValueError, TypeError) as error:
-        raise LedgerBroken(f"event {entry.number} cannot be read: {error}") from error
+        plan_of(args)
+    except ValidationError as error:
+        return f"its plan is none: {error.errors()[0]['msg']}"
+    return ""
 
 
 def _staged(state: ModelState, changes: Mapping[int, str]) -> ModelState:
     return replace(state, stages=MappingProxyType({**state.stages, **changes}))
 
 
-def _evaluate(state: ModelState, event: Event) -> ModelState:
-    return _staged(state, {event.version: "evaluating"})
+def _evaluate(state: ModelState, event: Event, number: int) -> ModelState:
+    del number
+    digests = {version: pinned for version, pinned in state.digests.items() if version != event.version}
+    return replace(_staged(state, {event.version: "evaluating"}), digests=MappingProxyType(digests))
 
 
-def _verdict(state: ModelState, event: Event) -> ModelState:
+def _verdict(state: ModelState, event: Event, number: int) -> ModelState:
+    del number
     return _staged(state, {event.version: str(event.args["outcome"])})
 
 
-def _start(state: ModelState, event: Event) -> ModelState:
-    return replace(_staged(state, {event.version: "challenger"}), plan=tuple(event.args.get("plan", ())), step=0)
+def _start(state: ModelState, event: Event, number: int) -> ModelState:
+    plan = plan_of(event.args)
+    trial = Trial(plan.steps, 0, plan.auto, plan.rules, event.id[:16], event.at, number)
+    return replace(_staged(state, {event.version: "challenger"}), trial=trial)
 
 
-def _step(state: ModelState, event: Event) -> ModelState:
-    del event
-    return replace(state, step=state.step + 1)
+def _step(state: ModelState, event: Event, number: int) -> ModelState:
+    return replace(state, trial=replace(state.trial, step=state.trial.step + 1, at=event.at, number=number))
 
 
-def _promote(state: ModelState, event: Event) -> ModelState:
+def _promote(state: ModelState, event: Event, number: int) -> ModelState:
+    del number
     changes = {}
     if state.previous is not None:
         changes[state.previous] = "retired"
     if state.champion is not None:
         changes[state.champion] = "previous"
-    return replace(_staged(state, {**changes, event.version: "champion"}), plan=(), step=0)
+    trial = Trial() if state.challenger in (None, event.version) else state.trial
+    return replace(_staged(state, {**changes, event.version: "champion"}), trial=trial)
 
 
-def _rollback(state: ModelState, event: Event) -> ModelState:
+def _rollback(state: ModelState, event: Event, number: int) -> ModelState:
+    del number
     changes = {} if state.champion is None else {state.champion: "aborted"}
     return _staged(state, {**changes, event.version: "champion"})
 
 
-def _abort(state: ModelState, event: Event) -> ModelState:
+def _abort(state: ModelState, event: Event, number: int) -> ModelState:
+    del number
     on_trial = state.challenger == event.version
-    after = _staged(state, {event.version: "aborted"})
-    return replace(after, plan=(), step=0) if on_trial else after
+    aborted = _staged(state, {event.version: "aborted"})
+    return replace(aborted, trial=Trial()) if on_trial else aborted
 
 
-def _retire(state: ModelState, event: Event) -> ModelState:
+def _retire(state: ModelState, event: Event, number: int) -> ModelState:
+    del number
     return _staged(state, {event.version: "retired"})
 
 
-def _drift(state: ModelState, event: Event) -> ModelState:
+def _drift(state: ModelState, event: Event, number: int) -> ModelState:
     del event
-    return state
+    return replace(state, drift=number)
 
 
-_EFFECTS: Mapping[str, Callable[[ModelState, Event], ModelState]] = {
+_EFFECTS: Mapping[str, Callable[[ModelState, Event, int], ModelState]] = {
     "evaluate": _evaluate,
     "verdict": _verdict,
     "start": _start,

@@ -52,6 +52,14 @@ class Version:
         return f"{self.name}:{self.version}"
 
 
+@dataclass(frozen=True, slots=True)
+class About:
+    """What MLflow keeps at a model as a whole."""
+
+    aliases: dict[str, int]
+    tags: dict[str, str]
+
+
 class Registry:
     """Registered models in one MLflow store.
 
@@ -106,7 +114,8 @@ class Registry:
 
     def versions(self, name: str) -> list[Version]:
         """All versions of a model, oldest first; empty where there is no such model."""
-        found = self._client.search_model_versions(f"name='{name}'", max_results=10_000)
+        with self._explained(f"reading the versions of {name}"):
+            found = self._client.search_model_versions(f"name='{name}'", max_results=10_000)
         return sorted((_version(entry) for entry in found), key=lambda version: version.version)
 
     def names(self) -> list[str]:
@@ -114,12 +123,21 @@ class Registry:
         return sorted(model.name for model in self._client.search_registered_models() if _NAME.fullmatch(model.name))
 
     def aliases(self, name: str) -> dict[str, int]:
-        """Alias to version number."""
-        try:
-            found = self._client.get_registered_model(name).aliases
-        except MlflowException:
-            return {}
-        return {alias: int(number) for alias, number in found.items()}
+        """Alias to version number; empty where there is no such model."""
+        return self.about(name).aliases
+
+    def about(self, name: str) -> About:
+        """Aliases and tags of a model as a whole; empty where there is no such model."""
+        with self._explained(f"reading {name}"):
+            found = self._client.search_registered_models(f"name='{name}'")
+        if not found:
+            return About({}, {})
+        aliases = {alias: int(number) for alias, number in found[0].aliases.items()}
+        return About(aliases, dict(found[0].tags))
+
+    def set_model_tag(self, name: str, key: str, value: str) -> None:
+        """Set a tag of a model as a whole."""
+        self._insist(f"tag {key} of {name}", self._client.set_registered_model_tag, name, key, value)
 
     def set_alias(self, name: str, alias: str, version: int) -> None:
         """Point an alias at a version; last writer wins."""
@@ -143,6 +161,11 @@ class Registry:
         with self._explained(f"metrics of {version.reference}"):
             self._client.log_batch(run_id, metrics=points, synchronous=True)
 
+    def run_file(self, run_id: str, name: str, folder: Path) -> Path:
+        """Bring one file of a run into a local folder."""
+        with self._explained(f"fetching {name} of run {run_id}"):
+            return Path(self._client.download_artifacts(run_id, name, str(folder)))
+
     def materialize(self, version: Version, cache: Path) -> Path:
         """A local folder with the version's files, every one verified.
 
@@ -159,19 +182,28 @@ class Registry:
         target = cache / version.digest
         cache.mkdir(parents=True, exist_ok=True)
         with _locked(cache / f"{version.digest}.lock"):
+            if (whole := self.cached(version.digest, cache)) is not None:
+                return whole
             if target.is_dir():
-                try:
-                    verify_folder(target, version.digest, f"cached {version.reference}")
-                    return target
-                except SightloomError as error:
-                    _log.warning("%s; it is fetched again", error.message)
-                    shutil.rmtree(target)
+                shutil.rmtree(target)
             with tempfile.TemporaryDirectory(dir=cache) as aside, self._explained(f"fetching {version.reference}"):
                 partial = Path(aside) / "model"
                 partial.mkdir()
                 get_artifact_repository(version.uri, tracking_uri=self.uri).download_artifacts("", str(partial))
                 verify_folder(partial, version.digest, f"version {version.reference}")
                 partial.rename(target)
+        return target
+
+    def cached(self, digest: str, cache: Path) -> Path | None:
+        """The copy with this digest in the cache, verified; None where there is none or it is damaged."""
+        target = cache / digest
+        if not target.is_dir():
+            return None
+        try:
+            verify_folder(target, digest, "the cached copy")
+        except SightloomError as error:
+            _log.warning("%s; it is fetched again", error.message)
+            return None
         return target
 
     def _upload(self, model_id: str, folder: Path, manifest: bytes) -> None:

@@ -1,4 +1,4 @@
-"""Import paths for Serve's own configuration files (RayService, `serve deploy`): the apps that `deploy` starts."""
+"""Import paths for Serve's own configuration files (RayService, `serve deploy`, the release manager's document)."""
 
 from pathlib import Path
 
@@ -10,7 +10,9 @@ from sightloom.serving.app import EndpointConfig
 from sightloom.serving.deploy import version_replica
 from sightloom.serving.engines.choice import EngineSettings
 from sightloom.serving.engines.transformers import TransformersSettings
-from sightloom.serving.router import Router, Routes
+from sightloom.serving.registered import RegisteredArgs, registered_replica
+from sightloom.serving.router import Router
+from sightloom.serving.routes import Routes
 
 
 class VersionArgs(Frozen):
@@ -25,12 +27,19 @@ class RouterArgs(Frozen):
     """The router's app. Serve listens beyond loopback in a cluster, so `endpoint.keys` names a key file there."""
 
     endpoint: EndpointConfig
-    routes: Routes = Field(description="the first routes; Serve's `user_config` changes them without a restart")
+    routes: Routes = Field(
+        default=Routes(), description="the first ones; Serve's `user_config` changes them without a restart"
+    )
 
 
 def version_app(args: VersionArgs) -> Application:
     """`sightloom.serving.builders:version_app`: an engine behind a handle."""
     return version_replica(Path(args.folder), args.version, args.engine)
+
+
+def registered_app(args: RegisteredArgs) -> Application:
+    """`sightloom.serving.builders:registered_app`: the same, of a registered version that is fetched and verified."""
+    return registered_replica(args)
 
 
 def router_app(args: RouterArgs) -> Application:

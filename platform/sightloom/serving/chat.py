@@ -2,7 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from starlette.requests import Request
@@ -12,9 +13,11 @@ from sightloom.serving import sse
 from sightloom.serving.assemble import Piece
 from sightloom.serving.auth import require
 from sightloom.serving.dispatch import Dispatcher, Route, parse_model
+from sightloom.serving.engines.base import EngineRequest
 from sightloom.serving.errors import ApiError
 from sightloom.serving.gate import Visit
 from sightloom.serving.media import MediaGuard
+from sightloom.serving.observe import Watch
 from sightloom.serving.protocol import ChatRequest, parse, read_json
 from sightloom.serving.replies import Draft, Head, Tally
 from sightloom.serving.resolve import check_features, references, resolve
@@ -54,22 +57,17 @@ class Chat:
         grammar = await grammar_of(chat.response_format)
         images = await self._guard.load(references(chat))
         media_s = time.monotonic() - began
-        deadline_s = min(chat.sightloom.deadline_s or self._deadline_s, self._deadline_s)
-        asked = resolve(chat, images, route.info, visit.request_id, deadline_s, grammar)
-        head = Head(f"chatcmpl-{visit.request_id}", chat.model, route.info.fingerprint, chat.include_reasoning)
-        tally = Tally()
-        samples = Samples(route, asked, chat.stops, deadline_s)
-        if chat.stream:
-            return await self._stream(request, visit, chat, head, samples, tally)
-        try:
-            drafts = await _unless_gone(request, _gather(samples, tally, chat.n))
-        except ClientGone:
-            return Response(status_code=499)
-        finally:
-            await samples.close()
-            visit.num_tokens = tally.total
-        _time(visit, drafts, media_s, began)
-        return JSONResponse(head.completion(drafts, tally).model_dump())
+        while True:
+            attempt = self._attempt(visit, chat, images, grammar, route, began)
+            try:
+                return await self._answer(request, attempt, media_s, began)
+            except ApiError as error:  # nothing was sent yet
+                self._dispatcher.record(attempt.watch.failed(error))
+                other = await self._dispatcher.elsewhere(route, error)
+                if other is None:
+                    raise
+                route = other
+                visit.headers.update(route.headers)
 
     async def _route(self, chat: ChatRequest, request: Request, visit: Visit) -> Route:
         if parse_model(chat.model).pinned:
@@ -79,26 +77,47 @@ class Chat:
         visit.headers.update(route.headers)
         return route
 
-    async def _stream(
-        self, request: Request, visit: Visit, chat: ChatRequest, head: Head, samples: Samples, tally: Tally
-    ) -> Response:
-        try:  # what fails before the first piece still is an HTTP error
-            first = await _unless_gone(request, samples.next(self._keep_alive_s))
-        except BaseException as error:
+    def _attempt(
+        self, visit: Visit, chat: ChatRequest, images: list[bytes], grammar: str | None, route: Route, began: float
+    ) -> "_Attempt":
+        deadline_s = min(chat.sightloom.deadline_s or self._deadline_s, self._deadline_s)
+        asked = resolve(chat, images, route.info, visit.request_id, deadline_s, grammar)
+        head = Head(f"chatcmpl-{visit.request_id}", chat.model, route.info.fingerprint, chat.include_reasoning)
+        samples = Samples(route, asked, chat.stops, deadline_s)
+        return _Attempt(visit, chat, route, asked, head, samples, Watch(route, chat.stream, began))
+
+    async def _answer(self, request: Request, attempt: "_Attempt", media_s: float, began: float) -> Response:
+        """One attempt's answer; raises ApiError where it failed before its first byte."""
+        samples, visit = attempt.samples, attempt.visit
+        if attempt.chat.stream:
+            return await self._stream(request, attempt)
+        try:
+            drafts = await _unless_gone(request, _gather(attempt))
+        except ClientGone:
+            return Response(status_code=499)
+        finally:
             await samples.close()
+            visit.num_tokens = attempt.tally.total
+        self._end(attempt)
+        _time(visit, drafts, media_s, began)
+        return JSONResponse(attempt.head.completion(drafts, attempt.tally).model_dump())
+
+    async def _stream(self, request: Request, attempt: "_Attempt") -> Response:
+        try:  # what fails before the first piece still is an HTTP error
+            first = await _unless_gone(request, attempt.samples.next(self._keep_alive_s))
+        except BaseException as error:
+            await attempt.samples.close()
             if isinstance(error, ClientGone):
                 return Response(status_code=499)
             raise
-        body = self._events(visit, chat, head, samples, tally, first)
-        return StreamingResponse(body, media_type="text/event-stream", headers=sse.HEADERS)
+        return StreamingResponse(self._events(attempt, first), media_type="text/event-stream", headers=sse.HEADERS)
 
-    async def _events(
-        self, visit: Visit, chat: ChatRequest, head: Head, samples: Samples, tally: Tally, first: Piece | None
-    ) -> AsyncIterator[bytes]:
-        options = chat.stream_options
+    async def _events(self, attempt: "_Attempt", first: Piece | None) -> AsyncIterator[bytes]:
+        samples, tally, head = attempt.samples, attempt.tally, attempt.head
+        options = attempt.chat.stream_options
         continuous = options is not None and options.continuous_usage_stats
         # What is there at once is sent at once: a message to the socket costs more than an event.
-        ready = [sse.event(head.opening(index)) for index in range(chat.n)]
+        ready = [sse.event(head.opening(index)) for index in range(attempt.chat.n)]
         try:
             piece = first
             try:
@@ -106,7 +125,7 @@ class Chat:
                     if piece is None:
                         ready.append(sse.KEEP_ALIVE)
                     else:
-                        tally.add(piece)
+                        attempt.add(piece)
                         chunks = head.pieces(piece, tally.usage() if continuous else None)
                         ready.extend(sse.event(chunk) for chunk in chunks)
                     if ready and samples.idle:
@@ -114,14 +133,39 @@ class Chat:
                         ready.clear()
                     piece = await samples.next(self._keep_alive_s)
             except StopAsyncIteration:
+                self._end(attempt)
                 if options is not None and options.include_usage:
                     ready.append(sse.event(head.chunk([], tally.usage())))
             except ApiError as error:
+                self._dispatcher.record(attempt.watch.failed(error))
                 ready.append(sse.event(error.body))
             yield b"".join([*ready, sse.DONE])
         finally:
-            visit.num_tokens = tally.total
+            attempt.visit.num_tokens = tally.total
             await samples.close()
+
+    def _end(self, attempt: "_Attempt") -> None:
+        self._dispatcher.record(attempt.watch.answered())
+        self._dispatcher.shadow(attempt.route, attempt.asked[0], attempt.watch.answer)
+
+
+@dataclass(frozen=True, slots=True)
+class _Attempt:
+    """One attempt to answer a request: a second one is made elsewhere where the first fails before its first byte."""
+
+    visit: Visit
+    chat: ChatRequest
+    route: Route
+    asked: Sequence[EngineRequest]
+    head: Head
+    samples: Samples
+    watch: Watch
+    tally: Tally = field(default_factory=Tally)
+
+    def add(self, piece: Piece) -> None:
+        """Count a piece."""
+        self.tally.add(piece)
+        self.watch.see(piece)
 
 
 async def read_body(request: Request, limit: int) -> bytes:
@@ -143,15 +187,15 @@ async def read_body(request: Request, limit: int) -> bytes:
     return bytes(body)
 
 
-async def _gather(samples: Samples, tally: Tally, n: int) -> list[Draft]:
-    drafts = [Draft() for _ in range(n)]
+async def _gather(attempt: _Attempt) -> list[Draft]:
+    drafts = [Draft() for _ in range(attempt.chat.n)]
     while True:
         try:
-            piece = await samples.next()
+            piece = await attempt.samples.next()
         except StopAsyncIteration:
             return drafts
         assert piece is not None
-        tally.add(piece)
+        attempt.add(piece)
         drafts[piece.index].add(piece)
 
 

@@ -28,7 +28,8 @@ from sightloom.serving.engines.folder import read_facts
 from sightloom.serving.engines.transformers import TransformersSettings
 from sightloom.serving.engines.vllm_server import VllmSettings
 from sightloom.serving.errors import ApiError
-from sightloom.serving.router import Live, ModelRoutes, Router, Routes
+from sightloom.serving.router import Router
+from sightloom.serving.routes import Live, ModelRoutes, Routes
 
 ROUTER_APP = "router"
 START_TIMEOUT_S = 300.0

@@ -7,12 +7,15 @@ import re
 import time
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
-from typing import Any, Final, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from sightloom.serving.engines.base import Delta, Engine, EngineInfo, EngineRequest
 from sightloom.serving.errors import ApiError
+from sightloom.serving.routes import RouteKind
 
-RouteKind = Literal["champion", "challenger", "pin", "fallback"]
+if TYPE_CHECKING:
+    from sightloom.serving.observe import Outcome
+
 _NAME: Final = re.compile(
     r"(?P<name>[^@:\s]+)(?:@(?P<alias>champion|challenger|previous)|:(?P<version>[1-9][0-9]{0,8}))?"
 )
@@ -52,13 +55,16 @@ def not_found(name: str, known: tuple[str, ...]) -> ApiError:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """Where a request goes."""
+    """Where a request goes. `subject`: what its way was chosen by; `app`: the version's; `retry`: a second attempt."""
 
     model: str
     kind: RouteKind
     generation: int
     info: EngineInfo
     generate: Callable[[EngineRequest], AsyncGenerator[Delta, None]]
+    subject: str = ""
+    app: str = ""
+    retry: bool = False
 
     @property
     def headers(self) -> dict[str, str]:
@@ -122,6 +128,18 @@ class Dispatcher(Protocol):
         """
         ...
 
+    async def elsewhere(self, route: Route, error: ApiError) -> Route | None:
+        """Where to try again what failed before its first byte; None: nowhere."""
+        ...
+
+    def record(self, outcome: "Outcome") -> None:
+        """Take note of how an attempt ended."""
+        ...
+
+    def shadow(self, route: Route, request: EngineRequest, answer: str) -> None:
+        """Ask another version the same in the background, where the routes say so."""
+        ...
+
     async def readiness(self) -> Readiness:
         """Whether requests can be answered now."""
         ...
@@ -152,6 +170,17 @@ class LocalDispatcher:
             raise not_found(model, (self._name,))
         kind: RouteKind = "pin" if asked.pinned else "champion"
         return Route(self._name, kind, 0, self._engine.info, self._engine.generate)
+
+    async def elsewhere(self, route: Route, error: ApiError) -> Route | None:
+        """Nowhere: there is one engine."""
+        del route, error
+        return None
+
+    def record(self, outcome: "Outcome") -> None:
+        """Nobody asks."""
+
+    def shadow(self, route: Route, request: EngineRequest, answer: str) -> None:
+        """There is no other version."""
 
     async def readiness(self) -> Readiness:
         """Ready once the engine lives."""

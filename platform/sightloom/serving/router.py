@@ -3,51 +3,32 @@
 Which versions are live stands in the deployment's `user_config`, so that weights move without a restart.
 """
 
-import hashlib
+import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator
-from typing import Any
+from typing import Any, Final
 
-from pydantic import Field
 from ray import serve
 from ray.exceptions import RayError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
-from sightloom.config import Frozen
 from sightloom.serving.app import EndpointConfig, build_app
 from sightloom.serving.clip_replica import handles
-from sightloom.serving.dispatch import Card, Readiness, Route, RouteKind, make_cards, not_found, parse_model
+from sightloom.serving.dispatch import Card, Readiness, Route, make_cards, not_found, parse_model
 from sightloom.serving.engines.base import Delta, EngineInfo, EngineRequest
 from sightloom.serving.errors import ApiError
+from sightloom.serving.observe import Outcome
+from sightloom.serving.reporting import Reporter
+from sightloom.serving.routes import Routes, choose
+from sightloom.serving.shadows import Shadows
 
 _log = logging.getLogger(__name__)
-BASIS_POINTS = 10_000
-
-
-class Live(Frozen):
-    """A version that takes requests: its Serve app and its share in basis points."""
-
-    version: str
-    app: str
-    bp: int = BASIS_POINTS
-
-
-class ModelRoutes(Frozen):
-    """One model's versions; the first of `live` is the champion, a second the challenger."""
-
-    live: tuple[Live, ...]
-    pins: dict[str, str] = Field(default_factory=dict)
-    aliases: dict[str, str] = Field(default_factory=dict)
-    salt: str = ""
-
-
-class Routes(Frozen):
-    """What the router serves: the deployment's `user_config`."""
-
-    generation: int = 0
-    models: dict[str, ModelRoutes] = Field(default_factory=dict)
+ENGINE: Final = "engine"  # the deployment's name in every version app
+LOST: Final = "engine_error"
+_PREPARE_S: Final = 5.0
+_INFO_S: Final = 10.0
 
 
 class HandleDispatcher:
@@ -58,21 +39,36 @@ class HandleDispatcher:
         self._handles: dict[str, DeploymentHandle] = {}
         self._infos: dict[str, EngineInfo] = {}
         self._created = int(time.time())
+        self._shadows = Shadows(self._ask, self.record)
+        self.reporter = Reporter()
 
-    def set_routes(self, routes: Routes) -> None:
-        """Take new routes; requests under way keep theirs."""
-        apps = {live.app for model in routes.models.values() for live in model.live}
-        apps |= {app for model in routes.models.values() for app in model.pins.values()}
-        self._handles = {app: self._handles.get(app) or serve.get_app_handle(app) for app in apps}
-        self._infos = {app: info for app, info in self._infos.items() if app in apps}
+    async def set_routes(self, routes: Routes) -> None:
+        """Take new routes once their apps were asked who they are; requests under way keep theirs.
+
+        An app that does not answer within seconds holds nothing up: its requests are told so one by one.
+        """
+        apps = routes.apps
+        for app in apps - self._handles.keys():
+            self._handles[app] = DeploymentHandle(ENGINE, app)
+        await asyncio.gather(*(self._introduce(app) for app in apps - self._infos.keys()))
         self._routes = routes
+        self._handles = {app: handle for app, handle in self._handles.items() if app in apps}
+        self._infos = {app: info for app, info in self._infos.items() if app in apps}
 
     async def cards(self, pins: bool) -> list[Card]:
         """The champions that answer; with `pins` their versions."""
         cards: list[Card] = []
         for name, model in self._routes.models.items():
             try:
-                cards += make_cards(name, await self._info(model.live[0].app), self._created, pins)
+                if model.live:
+                    cards += make_cards(name, await self._info(model.live[0].app), self._created, pins)
+                for version, app in model.pins.items() if pins else ():
+                    if not model.live or version != model.live[0].version:
+                        alias = next((alias for alias, its in model.aliases.items() if its == version), None)
+                        info = await self._info(app)
+                        cards.append(Card(f"{name}:{version}", alias, info, self._created))
+                        if alias is not None:
+                            cards.append(Card(f"{name}@{alias}", alias, info, self._created))
             except ApiError:
                 continue  # a champion that does not answer is in /readyz, not in the list
         return cards
@@ -83,28 +79,57 @@ class HandleDispatcher:
         routes = self._routes.models.get(asked.name)
         if routes is None:
             raise not_found(model, tuple(self._routes.models))
-        kind: RouteKind
         if asked.pinned:
             version = asked.version or routes.aliases.get(asked.alias or "")
             apps = {live.version: live.app for live in routes.live} | routes.pins
             if version not in apps:
                 raise not_found(model, tuple(self._routes.models))
-            app, kind = apps[version], "pin"
-        else:
-            app, kind = choose(routes, subject)
-        info = await self._info(app)
-        handle = self._handles[app].options(stream=True, method_name="generate")
+            return await self._to(asked.name, apps[version], "pin", subject)
+        if not routes.live:
+            raise ApiError(503, "not_ready", f"the model '{asked.name}' has no champion that is ready", retry_after_s=5)
+        live, kind = choose(routes, subject)
+        try:
+            return await self._to(asked.name, live.app, kind, subject)
+        except ApiError as error:
+            if kind != "challenger":
+                raise
+            generation = self._routes.generation
+            self.record(Outcome(asked.name, live.version, kind, generation, False, error.status, error.code))
+            return await self._to(asked.name, routes.live[0].app, "fallback", subject, retry=True)
 
-        async def generate(request: EngineRequest) -> AsyncGenerator[Delta, None]:
-            async for delta in _through(handle, request):
-                yield delta
+    async def elsewhere(self, route: Route, error: ApiError) -> Route | None:
+        """Where to try again what failed before its first byte: once, a challenger's request with the champion.
 
-        return Route(asked.name, kind, self._routes.generation, info, generate)
+        A champion's (or pin's) request goes to the same app again if its replica was lost: another one answers.
+        """
+        routes = self._routes.models.get(route.model)
+        if route.retry or routes is None or not routes.live:
+            return None
+        if route.kind == "challenger" and error.code != "deadline_exceeded":
+            if error.status >= 500 or error.code == "engine_overloaded":
+                return await self._to(route.model, routes.live[0].app, "fallback", route.subject, retry=True)
+        elif error.code == LOST:
+            app = route.app if route.app in routes.apps else routes.live[0].app
+            return await self._to(route.model, app, route.kind, route.subject, retry=True)
+        return None
+
+    def record(self, outcome: Outcome) -> None:
+        """Count an attempt for the release manager."""
+        self.reporter.add(outcome)
+
+    def shadow(self, route: Route, request: EngineRequest, answer: str) -> None:
+        """Ask the shadowed version what the champion has answered, if the subject's hash says so."""
+        routes = self._routes.models.get(route.model)
+        if routes is not None and route.kind == "champion":
+            self._shadows.send(routes, route, request, answer)
 
     async def readiness(self) -> Readiness:
         """Ready when each champion answers."""
         models: dict[str, dict[str, Any]] = {}
         for name, model in self._routes.models.items():
+            if not model.live:
+                models[name] = {"champion": None, "ready": False, "replicas": 0}
+                continue
             champion = model.live[0]
             try:
                 await self._info(champion.app)
@@ -116,24 +141,37 @@ class HandleDispatcher:
             bool(models) and all(about["ready"] for about in models.values()), self._routes.generation, models
         )
 
+    async def _to(self, model: str, app: str, kind: Any, subject: str, retry: bool = False) -> Route:
+        info = await self._info(app)
+
+        def generate(request: EngineRequest) -> AsyncGenerator[Delta, None]:
+            return self._ask(app, request)
+
+        return Route(model, kind, self._routes.generation, info, generate, subject, app, retry)
+
+    def _ask(self, app: str, request: EngineRequest) -> AsyncGenerator[Delta, None]:
+        handle = self._handles.get(app)
+        if handle is None:  # the routes moved on between the choice and the question
+            handle = DeploymentHandle(ENGINE, app)
+        return _through(handle.options(stream=True, method_name="generate"), request)
+
+    async def _introduce(self, app: str) -> None:
+        try:
+            async with asyncio.timeout(_PREPARE_S):
+                await self._info(app)
+        except (ApiError, TimeoutError):
+            _log.warning("the app %s has not said yet who it is", app)
+
     async def _info(self, app: str) -> EngineInfo:
         if app not in self._infos:
+            handle = self._handles.get(app) or DeploymentHandle(ENGINE, app)
             try:
-                self._infos[app] = await self._handles[app].info.remote()
-            except (RayError, DeploymentUnavailableError, BackPressureError) as error:
+                async with asyncio.timeout(_INFO_S):
+                    self._infos[app] = await handle.info.remote()
+            except (RayError, DeploymentUnavailableError, BackPressureError, TimeoutError) as error:
                 _log.warning("the app %s does not answer: %s", app, type(error).__name__)
                 raise ApiError(503, "not_ready", "the model is not ready yet", retry_after_s=2) from error
         return self._infos[app]
-
-
-def choose(routes: ModelRoutes, subject: str) -> tuple[str, RouteKind]:
-    """The app for a subject: pure, and raising the challenger's share only adds subjects to it."""
-    champion, *others = routes.live
-    if others:
-        place = int.from_bytes(hashlib.sha256(f"{routes.salt}\0{subject}".encode()).digest()[:8]) % BASIS_POINTS
-        if place < others[0].bp:
-            return others[0].app, "challenger"
-    return champion.app, "champion"
 
 
 async def _through(handle: DeploymentHandle, request: EngineRequest) -> AsyncGenerator[Delta, None]:
@@ -153,7 +191,7 @@ async def _through(handle: DeploymentHandle, request: EngineRequest) -> AsyncGen
     except (RayError, DeploymentUnavailableError) as error:
         done = True
         _log.warning("the engine was lost: %s", type(error).__name__)
-        raise ApiError(502, "engine_error", "the engine was lost while it answered") from error
+        raise ApiError(502, LOST, "the engine was lost while it answered") from error
     finally:
         if not done:
             replies.cancel()
@@ -174,7 +212,8 @@ class RouterReplica:
 
     async def reconfigure(self, routes: dict[str, Any]) -> None:
         """Take the routes of a new `user_config`; no replica restarts."""
-        self._dispatcher.set_routes(Routes.model_validate(routes))
+        self._dispatcher.reporter.start()
+        await self._dispatcher.set_routes(Routes.model_validate(routes))
 
 
 Router = serve.deployment(name="router", num_replicas=1, max_ongoing_requests=1024, ray_actor_options={"num_cpus": 0})(

@@ -1,0 +1,49 @@
+"""The release manager's configuration."""
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from sightloom.config import Frozen
+from sightloom.serving.app import EndpointConfig
+from sightloom.serving.engines.choice import EngineSettings
+from sightloom.serving.engines.transformers import TransformersSettings
+
+
+class HttpConfig(Frozen):
+    """Where the endpoint listens. Beyond loopback `endpoint.keys` must name a key file."""
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+
+
+class ManagerConfig(Frozen):
+    """What the release manager needs to know; it travels into its actor as plain data.
+
+    Attributes:
+        store: MLflow's address as the cluster's nodes see it (`http://…`, or `sqlite:////absolute/path` on one node).
+        dashboard: address of Ray's dashboard, whose REST interface takes Serve's whole document.
+        token_file: file with Ray's token, where the cluster asks for one (`RAY_AUTH_MODE=token`).
+        cache: folder on every node for downloaded versions.
+        runtime_env: of all applications.
+        extra_apps: further Serve applications, kept as they are: a PUT removes what it does not list.
+        rollback_ttl_s: how long the previous champion stays warm.
+    """
+
+    store: str
+    dashboard: str = "http://127.0.0.1:8265"
+    token_file: str | None = None
+    cache: str = "~/.cache/sightloom/models"
+    proxies: Literal["HeadOnly", "EveryNode"] = "HeadOnly"
+    http: HttpConfig = HttpConfig()
+    endpoint: EndpointConfig = EndpointConfig()
+    engine: EngineSettings = TransformersSettings()
+    replicas: int = Field(default=1, ge=1, description="of every version's app")
+    cpus: float = Field(default=1, ge=0, description="of every replica")
+    gpus: float = Field(default=0, ge=0)
+    routers: int = Field(default=1, ge=1)
+    runtime_env: dict[str, Any] = Field(default_factory=dict)
+    extra_apps: tuple[dict[str, Any], ...] = ()
+    rollback_ttl_s: float = Field(default=86_400, ge=0)
+    idle_s: float = Field(default=10, gt=0, description="between ticks")
+    busy_s: float = Field(default=2, gt=0, description="between ticks while something moves")

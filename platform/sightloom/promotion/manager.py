@@ -1,0 +1,191 @@
+"""The release manager: the one detached actor of a cluster that makes Serve and MLflow agree with the ledger.
+
+It ticks every 10 seconds, every 2 while something moves, and within a second of an event in the ledger. Where MLflow or
+the dashboard is away it waits: what serves goes on serving.
+"""
+
+import json
+import logging
+import os
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any, Final
+
+import ray
+from mlflow.exceptions import MlflowException
+from ray.exceptions import RayError
+
+from sightloom.config import digest
+from sightloom.errors import SightloomError
+from sightloom.promotion.config import ManagerConfig
+from sightloom.promotion.follow import HEARTBEAT, HEARTBEAT_S
+from sightloom.promotion.ledger import Ledger, utc_now
+from sightloom.promotion.serve_api import ServeApi
+from sightloom.promotion.tick import Reconciler, Tick
+from sightloom.promotion.windows import Windows
+from sightloom.registry import Registry
+from sightloom.serving.observe import Row
+from sightloom.serving.reporting import MANAGER, NAMESPACE
+
+_LOOK_S: Final = 1.0
+_UNFORESEEN: Final = (MlflowException, RayError, OSError, RuntimeError, ValueError, TypeError, LookupError)
+_log = logging.getLogger(__name__)
+# MLflow's client tries for minutes by itself, and a tick would hang as long.
+_PATIENCE: Final = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
+
+
+class ReleaseManager:
+    """The actor's class: a thread ticks, calls only look or wake it."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        self._config = ManagerConfig.model_validate(config)
+        self._ledger = Ledger(self._config.store)
+        self._windows = Windows()
+        serve = ServeApi(self._config.dashboard, self._config.token_file)
+        registry = Registry(self._config.store)
+        self._reconciler = Reconciler(self._ledger, registry, serve, self._config, self._windows, utc_now)
+        self._wake, self._ended = threading.Event(), threading.Event()
+        self._last: Tick | None = None
+        self._error = ""
+        self._ticks = 0
+        self._told = ("", 0.0)
+        self._thread = threading.Thread(target=self._run, name="ticks", daemon=True)
+        self._thread.start()
+
+    def report(self, rows: Sequence[Row]) -> None:
+        """Take what a router has seen."""
+        self._windows.add(rows)
+
+    def poke(self) -> None:
+        """Tick now."""
+        self._wake.set()
+
+    def status(self) -> dict[str, Any]:
+        """How it goes: the last tick, the last error (empty after a tick that ended well), the process."""
+        last = self._last.to_json() if self._last is not None else None
+        return {"pid": os.getpid(), "ticks": self._ticks, "error": self._error, "last": last}
+
+    def config_digest(self) -> str:
+        """Of the configuration that it was started with."""
+        return digest(self._config)
+
+    def stop(self) -> None:
+        """Tick no more; what runs goes on."""
+        self._ended.set()
+        self._wake.set()
+        self._thread.join(30)
+
+    def _run(self) -> None:
+        while not self._ended.is_set():
+            head = ""
+            try:
+                head = self._ledger.head()
+                self._last, self._error = self._reconciler.tick(), ""
+            except SightloomError as error:
+                self._error = error.message
+                _log.warning("the tick waits: %s", error.message)
+            except _UNFORESEEN as error:  # a manager that ends would leave the next promotion waiting for ever
+                self._error = f"{type(error).__name__}: {error}"
+                _log.exception("a tick failed")
+            self._ticks += 1
+            self._tell()
+            self._sleep(head)
+
+    def _sleep(self, head: str) -> None:
+        """Until the next tick is due, somebody pokes, or the ledger has a new head."""
+        busy = self._error or self._last is None or self._last.moving
+        until = time.monotonic() + (self._config.busy_s if busy else self._config.idle_s)
+        if self._last is not None and self._last.events and not self._error:
+            return  # its own event may have made the next move possible
+        while (rest := until - time.monotonic()) > 0 and not self._ended.is_set():
+            if self._wake.wait(min(rest, _LOOK_S)):
+                self._wake.clear()
+                return
+            try:
+                if self._ledger.head() != head:
+                    return
+            except SightloomError:
+                continue  # the next tick will say it
+
+    def _tell(self) -> None:
+        """Leave a heartbeat in MLflow, where the command line looks."""
+        last = self._last.to_json() if self._last is not None else {"generation": 0, "settled": False, "models": {}}
+        said = json.dumps({**last, "error": self._error}, sort_keys=True)
+        now = time.monotonic()
+        if said == self._told[0] and now - self._told[1] < HEARTBEAT_S / 3:
+            return
+        try:
+            self._ledger.set_tag(HEARTBEAT, json.dumps({**json.loads(said), "at": utc_now()}), attempts=2)
+            self._told = (said, now)
+        except SightloomError as error:
+            _log.warning("no heartbeat: %s", error.message)
+
+
+def start_manager(config: ManagerConfig, wait_s: float = 60.0) -> Any:
+    """Start the cluster's release manager, or find the one that runs; returns its actor handle.
+
+    This process must be connected to the cluster's Ray (`runtime.connect`). From then on the manager PUTs Serve's
+    whole document by itself: the router at `config.http`, whatever the ledger in `config.store` says is live (with an
+    empty ledger the router alone, whose `/readyz` says 503), and an app a version. There is nothing else to deploy; to
+    wait for the champion, poll `http://host:port/readyz`. Ray's dashboard must run (`config.dashboard`), and one
+    manager is the only writer of Serve's document. It is restarted by Ray when its process dies and outlives this
+    process; `stop_manager()` ends it and leaves what it deployed running. One that runs with another configuration is
+    replaced.
+
+    Args:
+        config: addresses, engine and sizes.
+        wait_s: until its process must answer.
+
+    Raises:
+        SightloomError: it did not start.
+    """
+    actor = (
+        ray.remote(ReleaseManager)
+        .options(
+            name=MANAGER,
+            namespace=NAMESPACE,
+            lifetime="detached",
+            get_if_exists=True,
+            num_cpus=0,
+            max_restarts=-1,
+            max_task_retries=-1,
+            max_concurrency=8,
+            runtime_env={**config.runtime_env, "env_vars": {**config.runtime_env.get("env_vars", {}), **_PATIENCE}},
+        )
+        .remote(config.model_dump(mode="json", exclude_unset=True))
+    )
+    try:
+        same = ray.get(actor.config_digest.remote(), timeout=wait_s) == digest(config)
+    except RayError as error:
+        raise SightloomError(
+            f"the release manager did not start: {error}", "see the logs of the Ray cluster"
+        ) from error
+    if same:
+        return actor
+    stop_manager()
+    return start_manager(config, wait_s)
+
+
+def find_manager() -> Any | None:
+    """The actor handle of the cluster's manager, None where there is none."""
+    try:
+        return ray.get_actor(MANAGER, namespace=NAMESPACE)
+    except ValueError:
+        return None
+
+
+def stop_manager(wait_s: float = 30.0) -> bool:
+    """End the cluster's manager; what it deployed goes on. Says whether there was one."""
+    actor = find_manager()
+    if actor is None:
+        return False
+    try:
+        ray.get(actor.stop.remote(), timeout=wait_s)
+    except RayError as error:
+        _log.warning("the manager did not stop by itself: %s", type(error).__name__)
+    ray.kill(actor, no_restart=True)
+    until = time.monotonic() + wait_s
+    while find_manager() is not None and time.monotonic() < until:
+        time.sleep(0.05)
+    return True

@@ -1,0 +1,68 @@
+"""A registered version's replica: its files are fetched and proved to be the pinned ones before any is loaded."""
+
+from pathlib import Path
+from typing import Any
+
+from ray import serve
+from ray.serve import Application
+
+from sightloom.config import Frozen
+from sightloom.errors import SightloomError
+from sightloom.registry import Registry
+from sightloom.serving.deploy import VersionReplica
+from sightloom.serving.engines.choice import EngineSettings
+from sightloom.serving.engines.transformers import TransformersSettings
+from sightloom.serving.engines.vllm_server import VllmSettings
+
+
+class RegisteredArgs(Frozen):
+    """A version, pinned by its digest. `store`: MLflow's address; `cache`: folder for downloads on every node."""
+
+    model: str
+    version: int
+    digest: str
+    store: str
+    cache: str
+    engine: EngineSettings = TransformersSettings()
+
+
+class RegisteredReplica(VersionReplica):
+    """One registered version's replica."""
+
+    def __init__(self, args: dict[str, Any]) -> None:
+        asked = RegisteredArgs.model_validate(args)
+        super().__init__(str(fetch(asked)), str(asked.version), args["engine"])
+
+
+def fetch(asked: RegisteredArgs) -> Path:
+    """The version's folder, verified; what is cached already needs no MLflow.
+
+    Raises:
+        SightloomError: MLflow names another digest, or a file is not the one that was registered.
+    """
+    registry, cache = Registry(asked.store), Path(asked.cache).expanduser()
+    if (cached := registry.cached(asked.digest, cache)) is not None:
+        return cached
+    version = registry.resolve(f"{asked.model}:{asked.version}")
+    if version.digest != asked.digest:
+        raise SightloomError(
+            f"version {version.reference} has the digest {version.digest[:12]}… in MLflow, and the ledger pins "
+            f"{asked.digest[:12]}…",
+            "its tag was changed after it was evaluated: it is not loaded",
+        )
+    return registry.materialize(version, cache)
+
+
+def registered_replica(asked: RegisteredArgs) -> Application:
+    """A registered version's app. vLLM queues by itself, so its replica takes more at once."""
+    engine = asked.engine.model_dump(mode="json", exclude_unset=True) | {"kind": asked.engine.kind}
+    at_once = 256 if isinstance(asked.engine, VllmSettings) else 16
+    deployed = Registered.options(user_config={}, max_ongoing_requests=at_once)
+    return deployed.bind({**asked.model_dump(mode="json"), "engine": engine})
+
+
+Registered = serve.deployment(
+    name="engine",
+    max_queued_requests=64,
+    max_constructor_retry_count=2,  # a file that was changed stays changed
+)(RegisteredReplica)

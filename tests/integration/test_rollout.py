@@ -1,0 +1,134 @@
+"""Canary, promotion, rollback and failures on a real Ray Serve that a real manager steers, under load."""
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+import ray
+from mlflow.tracking import MlflowClient
+
+from sightloom.promotion.fold import accepted
+from sightloom.promotion.manager import find_manager, start_manager
+from sightloom.promotion.serve_api import ServeApi
+from sightloom.registry import Registry
+
+from .releasing import MODEL, QUICK, Stage, ask, cluster, load, stage
+
+pytestmark = [pytest.mark.long, pytest.mark.timeout(580)]
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+    folder = tmp_path_factory.mktemp("rollout")
+    with cluster() as dashboard, stage(f"sqlite:///{folder}/mlflow.db", folder, dashboard, 4) as there:
+        yield there
+
+
+def kinds(there: Stage) -> list[str]:
+    return [line.event.kind for line in accepted(there.ledger.read().lines) if line.event is not None]
+
+
+def test_a_canary_becomes_champion_and_a_rollback_takes_it_back_and_no_request_fails(running: Stage) -> None:
+    with load(running.address, 6) as seen:
+        running.begin(2)
+        running.until("champion", 2)
+        running.until_answered_by(2)
+        Registry(running.uri)
+        running.write("rollback", 1)
+        running.until_answered_by(1)
+    assert seen.failed == []
+    ways = {route for _, route in seen.answered}
+    assert {"champion", "challenger"} <= ways
+    assert seen.answered[f"{MODEL}:2", "challenger"] >= 10
+    assert seen.answered[f"{MODEL}:2", "champion"] > 0
+    assert kinds(running)[-6:] == ["verdict", "start", "step", "step", "promote", "rollback"]
+    assert Registry(running.uri).aliases(MODEL) == {"champion": 1}
+
+
+def test_a_session_stays_with_its_version_and_pins_and_headers_say_which(running: Stage) -> None:
+    running.begin(3, QUICK.model_copy(update={"auto": False}))
+    running.until("challenger", 3)
+    with httpx.Client(base_url=running.address, trust_env=False, timeout=60) as client:
+        end = time.monotonic() + 90
+        while not any(ask(client, f"s{n}").headers["x-sightloom-route"] == "challenger" for n in range(40)):
+            assert time.monotonic() < end, running.status()
+        first = {n: ask(client, f"s{n}").headers["x-sightloom-model"] for n in range(20)}
+        body = {"model": f"{MODEL}@challenger", "messages": [{"role": "user", "content": "x"}], "max_tokens": 2}
+        pinned = client.post("/v1/chat/completions", json=body)
+        assert (pinned.headers["x-sightloom-model"], pinned.headers["x-sightloom-route"]) == (f"{MODEL}:3", "pin")
+        again = {n: ask(client, f"s{n}").headers["x-sightloom-model"] for n in range(20)}
+    moved = [n for n in first if first[n] == f"{MODEL}:3" and again[n] != f"{MODEL}:3"]
+    assert moved == [], "raising the share only adds sessions"
+
+
+def test_a_manager_and_a_replica_that_are_killed_change_nothing_for_clients(running: Stage) -> None:
+    state = running.ledger.read().model(MODEL)
+    assert state.challenger == 3
+    with load(running.address, 4) as seen:
+        os.kill(running.status()["pid"], signal.SIGKILL)
+        victims = [
+            actor
+            for actor in ray.util.list_named_actors(all_namespaces=True)
+            if actor["namespace"] == "serve" and f"{MODEL}-v3#" in actor["name"]
+        ]
+        assert victims, ray.util.list_named_actors(all_namespaces=True)
+        ray.kill(ray.get_actor(victims[0]["name"], namespace="serve"), no_restart=True)
+        running.write("promote", 3, override=True)
+        running.until_answered_by(3)
+        assert running.status()["error"] == ""
+    # A stream that had begun in the killed replica ends with an error event; nothing else may fail.
+    assert [trouble for trouble in seen.failed if "stream with an error" not in trouble] == []
+    assert len(seen.failed) <= 4
+    assert seen.answered[f"{MODEL}:3", "champion"] > 0
+
+
+def test_an_alias_moved_in_mlflow_is_recorded_once_and_put_back(running: Stage) -> None:
+    before = kinds(running).count("drift")
+    client = MlflowClient(tracking_uri=running.uri, registry_uri=running.uri)
+    end = time.monotonic() + 60
+    while Registry(running.uri).aliases(MODEL) != {"champion": 3, "previous": 1}:
+        assert time.monotonic() < end
+        time.sleep(0.2)
+    time.sleep(2)
+    before = kinds(running).count("drift")
+    client.set_registered_model_alias(MODEL, "champion", "2")
+    ray.get(running.manager.poke.remote())
+    while Registry(running.uri).aliases(MODEL)["champion"] != 3:
+        assert time.monotonic() < end, running.status()
+        time.sleep(0.2)
+    time.sleep(2)
+    assert kinds(running).count("drift") == before + 1
+    with httpx.Client(base_url=running.address, trust_env=False, timeout=60) as http:
+        assert ask(http, "x").headers["x-sightloom-model"] == f"{MODEL}:3"
+
+
+def test_a_version_whose_file_was_changed_is_taken_back_and_the_file_is_named(running: Stage) -> None:
+    folder = Registry(running.uri).materialize(running.versions[3], Path("/nowhere"))
+    weights = folder / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    running.begin(4)
+    running.until("aborted", 4, 180)
+    event = accepted(running.ledger.read().lines)[-1].event
+    assert event is not None
+    assert event.actor == "release-manager"
+    assert "model.safetensors" in event.reason
+    with httpx.Client(base_url=running.address, trust_env=False, timeout=60) as http:
+        assert ask(http, "x").headers["x-sightloom-model"] == f"{MODEL}:3"
+
+
+def test_one_manager_a_cluster_and_old_versions_leave(running: Stage) -> None:
+    assert start_manager(running.config)._actor_id == running.manager._actor_id
+    assert find_manager() is not None
+    end = time.monotonic() + 90
+    while True:
+        apps = set(ServeApi(running.config.dashboard).read().apps)
+        if apps == {"router", f"{MODEL}-v3", f"{MODEL}-v1"}:
+            break
+        assert time.monotonic() < end, apps
+        time.sleep(0.5)
