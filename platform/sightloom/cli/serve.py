@@ -43,6 +43,7 @@ def register(app: typer.Typer) -> None:
             str | None, typer.Option(help="Key file; without it everybody on this machine may ask.")
         ] = None,
         allow_domain: Annotated[list[str] | None, typer.Option(help="Fetch pictures from this domain, too.")] = None,
+        log_requests: Annotated[bool, typer.Option("--log-requests", help="A JSON line a request on stderr.")] = False,
         engine: Annotated[
             str, typer.Option(help="transformers, vllm, or the URL of a vLLM server that you run.")
         ] = "transformers",
@@ -70,7 +71,8 @@ def register(app: typer.Typer) -> None:
         """
         if on not in ("process", "ray"):
             raise UserMistake(f"--on {on} is not known", "use --on process or --on ray")
-        endpoint = EndpointConfig(keys=keys, media=MediaLimits(allow_domains=tuple(allow_domain or ())))
+        media = MediaLimits(allow_domains=tuple(allow_domain or ()))
+        endpoint = EndpointConfig(keys=keys, media=media, log_requests=log_requests)
         settings = engine_settings(engine, engine_python, engine_key, engine_arg or [], engine_gpus, dtype, device)
         clips = clip_settings(clip or [])
         check_host(host, endpoint)

@@ -9,12 +9,13 @@ from typing import Any, Final
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
-from fastapi.responses import FileResponse, JSONResponse, Response
+from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, Response
+from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 
 import sightloom
 from sightloom.config import Frozen
-from sightloom.serving.auth import KeyRing
+from sightloom.serving.auth import KeyRing, require
 from sightloom.serving.chat import Chat
 from sightloom.serving.clip import Embedder
 from sightloom.serving.dispatch import Dispatcher, not_found
@@ -23,8 +24,10 @@ from sightloom.serving.errors import ApiError
 from sightloom.serving.gate import Gate, Visit
 from sightloom.serving.limits import Limits
 from sightloom.serving.media import MediaGuard, MediaLimits
+from sightloom.serving.meters import LocalMeters, Meters
 from sightloom.serving.protocol import Body, ChatRequest
 from sightloom.serving.replies import ChatCompletion, ErrorBody
+from sightloom.serving.seen import write_lines
 
 PLAYGROUND: Final = Path(__file__).parent / "playground"
 _BODIES: Final[dict[str, type[Body]]] = {
@@ -40,7 +43,10 @@ _ERRORS: Final[dict[int | str, dict[str, Any]]] = {
 
 
 class EndpointConfig(Frozen):
-    """The endpoint, apart from models and addresses. `keys`: the key file; None only where it listens on loopback."""
+    """The endpoint, apart from models and addresses.
+
+    `keys`: the key file; None only where it listens on loopback. `log_requests`: a JSON line a request on stderr.
+    """
 
     keys: str | None = None
     media: MediaLimits = MediaLimits()
@@ -48,15 +54,20 @@ class EndpointConfig(Frozen):
     max_in_flight: int = 512
     deadline_s: float = 300.0
     keep_alive_s: float = 15.0
+    log_requests: bool = False
 
 
 def build_app(
-    config: EndpointConfig, dispatcher: Dispatcher, embedders: Mapping[str, Embedder] | None = None
+    config: EndpointConfig,
+    dispatcher: Dispatcher,
+    embedders: Mapping[str, Embedder] | None = None,
+    meters: Meters | None = None,
 ) -> FastAPI:
     """Make the endpoint.
 
     Args:
         embedders: the open_clip models behind `/v1/embeddings` and `/v1/clip/score`, by name.
+        meters: where metrics go; None: kept here and shown at `/metrics`, to keys with the scope admin.
 
     Raises:
         UserMistake: the key file cannot be read.
@@ -76,12 +87,18 @@ def build_app(
         redoc_url=None,
         lifespan=lifespan,
     )
-    app.add_middleware(Gate, keys=KeyRing(config.keys), limits=Limits(config.max_in_flight))
+    keys = KeyRing(config.keys)
+    meters = meters or LocalMeters()
+    if config.log_requests:
+        write_lines()
+    app.add_middleware(Gate, keys=keys, limits=Limits(config.max_in_flight), meters=meters)
     _answer_errors(app)
     _add_chat(app, chat)
     _add_embeddings(app, Embeddings(embedders or {}, guard, config.body_bytes))
     _add_models(app, dispatcher)
     _add_health(app, dispatcher)
+    if isinstance(meters, LocalMeters):
+        _add_metrics(app, keys, meters)
     _add_playground(app)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app
@@ -140,6 +157,13 @@ def _add_health(app: FastAPI, dispatcher: Dispatcher) -> None:
         return JSONResponse(body, status_code=200 if readiness.ready else 503)
 
 
+def _add_metrics(app: FastAPI, keys: KeyRing, meters: LocalMeters) -> None:
+    @app.get("/metrics", responses=_ERRORS, response_class=PlainTextResponse, summary="Prometheus metrics")
+    async def metrics(request: Request) -> PlainTextResponse:
+        require(keys.identify(request.headers.get("authorization")), "admin")
+        return PlainTextResponse(meters.text(), media_type=CONTENT_TYPE_LATEST)
+
+
 def _add_playground(app: FastAPI) -> None:
     pages = {page.name: page for page in PLAYGROUND.iterdir() if page.suffix in _ASSETS}
 
@@ -162,7 +186,8 @@ def _answer_errors(app: FastAPI) -> None:
         return JSONResponse(error.body, error.status, headers=error.headers)
 
     @app.exception_handler(ApiError)
-    async def ours(_: Request, error: ApiError) -> JSONResponse:
+    async def ours(request: Request, error: ApiError) -> JSONResponse:
+        note_error(request, error)
         return respond(error)
 
     @app.exception_handler(HTTPException)
@@ -182,6 +207,12 @@ def _answer_errors(app: FastAPI) -> None:
     @app.exception_handler(Exception)
     async def internal(_: Request, __: Exception) -> JSONResponse:
         return respond(ApiError(500, "internal_error", "the request failed inside the endpoint"))
+
+
+def note_error(request: Request, error: ApiError) -> None:
+    """Keep an error for the request's metrics and its line in the log."""
+    facts = request.state.visit.facts
+    facts.code, facts.type = error.code, str(error.body["error"]["type"])
 
 
 def _openapi(app: FastAPI) -> dict[str, Any]:

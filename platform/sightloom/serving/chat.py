@@ -17,7 +17,7 @@ from sightloom.serving.engines.base import EngineRequest
 from sightloom.serving.errors import ApiError
 from sightloom.serving.gate import Visit
 from sightloom.serving.media import MediaGuard
-from sightloom.serving.observe import Watch
+from sightloom.serving.observe import Outcome, Watch
 from sightloom.serving.protocol import ChatRequest, parse, read_json
 from sightloom.serving.replies import Draft, Head, Tally
 from sightloom.serving.resolve import check_features, references, resolve
@@ -57,6 +57,9 @@ class Chat:
         grammar = await grammar_of(chat.response_format)
         images = await self._guard.load(references(chat))
         media_s = time.monotonic() - began
+        facts = visit.facts
+        facts.media_s, facts.stream = media_s, chat.stream
+        facts.images, facts.image_bytes = len(images), sum(map(len, images))
         while True:
             attempt = self._attempt(visit, chat, images, grammar, route, began)
             try:
@@ -67,14 +70,14 @@ class Chat:
                 if other is None:
                     raise
                 route = other
-                visit.headers.update(route.headers)
+                _take_route(visit, route)
 
     async def _route(self, chat: ChatRequest, request: Request, visit: Visit) -> Route:
         if parse_model(chat.model).pinned:
             require(visit.key, "pin")
         subject = request.headers.get("x-session-id") or chat.user or visit.request_id
         route = await self._dispatcher.route(chat.model, subject)
-        visit.headers.update(route.headers)
+        _take_route(visit, route)
         return route
 
     def _attempt(
@@ -94,6 +97,7 @@ class Chat:
         try:
             drafts = await _unless_gone(request, _gather(attempt))
         except ClientGone:
+            visit.facts.cancelled = attempt.phase
             return Response(status_code=499)
         finally:
             await samples.close()
@@ -108,6 +112,7 @@ class Chat:
         except BaseException as error:
             await attempt.samples.close()
             if isinstance(error, ClientGone):
+                attempt.visit.facts.cancelled = attempt.phase
                 return Response(status_code=499)
             raise
         return StreamingResponse(self._events(attempt, first), media_type="text/event-stream", headers=sse.HEADERS)
@@ -118,6 +123,7 @@ class Chat:
         continuous = options is not None and options.continuous_usage_stats
         # What is there at once is sent at once: a message to the socket costs more than an event.
         ready = [sse.event(head.opening(index)) for index in range(attempt.chat.n)]
+        ended = False
         try:
             piece = first
             try:
@@ -138,14 +144,20 @@ class Chat:
                     ready.append(sse.event(head.chunk([], tally.usage())))
             except ApiError as error:
                 self._dispatcher.record(attempt.watch.failed(error))
+                attempt.visit.facts.code, attempt.visit.facts.type = error.code, str(error.body["error"]["type"])
                 ready.append(sse.event(error.body))
+            ended = True
             yield b"".join([*ready, sse.DONE])
         finally:
+            if not ended:
+                attempt.visit.facts.cancelled = attempt.phase
             attempt.visit.num_tokens = tally.total
             await samples.close()
 
     def _end(self, attempt: "_Attempt") -> None:
-        self._dispatcher.record(attempt.watch.answered())
+        outcome = attempt.watch.answered()
+        self._dispatcher.record(outcome)
+        _note(attempt, outcome)
         self._dispatcher.shadow(attempt.route, attempt.asked[0], attempt.watch.answer)
 
 
@@ -166,6 +178,32 @@ class _Attempt:
         """Count a piece."""
         self.tally.add(piece)
         self.watch.see(piece)
+        facts = self.visit.facts
+        if piece.thinking is not None:
+            facts.thinking.append(piece.thinking)
+        if piece.timing is not None and piece.index == 0:
+            timing = piece.timing
+            facts.queue_s, facts.engine_first_s, facts.engine_total_s = timing.queue_s, timing.first_s, timing.total_s
+        facts.finish = piece.finish or facts.finish
+
+    @property
+    def phase(self) -> str:
+        """How far it has come."""
+        return "decode" if self.tally.total else "prefill"
+
+
+def _take_route(visit: Visit, route: Route) -> None:
+    visit.headers.update(route.headers)
+    visit.facts.model, visit.facts.version, visit.facts.route = route.model, route.info.version, route.kind
+
+
+def _note(attempt: _Attempt, outcome: Outcome) -> None:
+    facts, tally = attempt.visit.facts, attempt.tally
+    facts.ttft_s, facts.tpot_s = outcome.ttft_s, outcome.tpot_s
+    facts.tokens = {
+        "prompt": tally.prompt.prompt, "image": tally.prompt.image, "reasoning": tally.num_reasoning,
+        "answer": tally.num_answer,
+    }  # fmt: skip
 
 
 async def read_body(request: Request, limit: int) -> bytes:

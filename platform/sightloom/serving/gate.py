@@ -6,6 +6,7 @@ It stands in the app and not in a proxy, because a replica may be reached beside
 import json
 import re
 import secrets
+import time
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -14,6 +15,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from sightloom.serving.auth import ANYBODY, KeyEntry, KeyRing, require
 from sightloom.serving.errors import ApiError
 from sightloom.serving.limits import Limits
+from sightloom.serving.meters import Meters
+from sightloom.serving.seen import Facts, tell
 
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _CSP: Final = (
@@ -29,19 +32,22 @@ _FIXED_HEADERS: Final = {
 
 @dataclass(slots=True)
 class Visit:
-    """One request's passage; the app adds headers and, at the end, the tokens that it used."""
+    """One request's passage; the app adds headers, facts and, at the end, the tokens that it used."""
 
     request_id: str
     key: KeyEntry
     headers: dict[str, str] = field(default_factory=dict)
     num_tokens: int = 0
+    facts: Facts = field(default_factory=Facts)
+    status: int = 0
 
 
 class Gate:
     """Lets a request in under `/v1/` with a valid key and within its quota; everything else needs none."""
 
-    def __init__(self, app: ASGIApp, keys: KeyRing, limits: Limits) -> None:
+    def __init__(self, app: ASGIApp, keys: KeyRing, limits: Limits, meters: Meters) -> None:
         self._app = app
+        self._meters = meters
         self._keys = keys
         self._limits = limits
 
@@ -58,6 +64,7 @@ class Gate:
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
+                visit.status = message["status"]
                 extra = {"x-request-id": visit.request_id, **_FIXED_HEADERS, **visit.headers}
                 message["headers"] = [
                     *message.get("headers", []),
@@ -68,11 +75,22 @@ class Gate:
         if not scope["path"].startswith("/v1/"):
             await self._app(scope, receive, send_with_headers)
             return
+        began = time.monotonic()
+        try:
+            await self._enter(visit, given, scope, receive, send_with_headers)
+        finally:
+            seconds = time.monotonic() - began
+            tell(self._meters, visit.facts, visit.request_id, visit.key.id, visit.status or 499, seconds)
+
+    async def _enter(
+        self, visit: Visit, given: dict[bytes, str], scope: Scope, receive: Receive, send_with_headers: Send
+    ) -> None:
         try:
             visit.key = self._keys.identify(given.get(b"authorization"))
             require(visit.key, "infer")
             quota = self._limits.enter(visit.key)
         except ApiError as error:
+            visit.facts.code, visit.facts.type = error.code, str(error.body["error"]["type"])
             await send_error(error, send_with_headers)
             return
         try:

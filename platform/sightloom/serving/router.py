@@ -19,6 +19,7 @@ from sightloom.serving.clip_replica import handles
 from sightloom.serving.dispatch import Card, Readiness, Route, make_cards, not_found, parse_model
 from sightloom.serving.engines.base import Delta, EngineInfo, EngineRequest
 from sightloom.serving.errors import ApiError
+from sightloom.serving.meters import RayMeters
 from sightloom.serving.observe import Outcome
 from sightloom.serving.reporting import Reporter
 from sightloom.serving.routes import Routes, choose
@@ -208,7 +209,7 @@ class RouterReplica:
 
     def __serve_build_asgi_app__(self) -> Any:
         """Called by Serve once the replica is made."""
-        return build_app(self._endpoint, self._dispatcher, handles(self._clips))
+        return build_app(self._endpoint, self._dispatcher, handles(self._clips), RayMeters())
 
     async def reconfigure(self, routes: dict[str, Any]) -> None:
         """Take the routes of a new `user_config`; no replica restarts."""
