@@ -158,7 +158,7 @@ def _add_health(app: FastAPI, dispatcher: Dispatcher) -> None:
 
 
 def _add_metrics(app: FastAPI, keys: KeyRing, meters: LocalMeters) -> None:
-    @app.get("/metrics", responses=_ERRORS, response_class=PlainTextResponse, summary="Prometheus metrics")
+    @app.get("/metrics", include_in_schema=False)  # for Prometheus, not for clients
     async def metrics(request: Request) -> PlainTextResponse:
         require(keys.identify(request.headers.get("authorization")), "admin")
         return PlainTextResponse(meters.text(), media_type=CONTENT_TYPE_LATEST)
