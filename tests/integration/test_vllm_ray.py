@@ -16,7 +16,7 @@ from sightloom.serving.clip import ClipModel, ClipSettings
 from sightloom.serving.deploy import Deployment, deploy, shutdown
 from sightloom.serving.engines.vllm_server import VllmSettings
 
-from ..serving.running import group_of, vllm_python
+from ..serving.running import group_of, survivors, vllm_python
 from ..serving.trained import QUESTION, encoded, make_trained
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1800)]
@@ -88,16 +88,16 @@ def test_an_open_clip_model_beside_it_embeds_in_batches(client: openai.OpenAI, t
 
 def test_a_killed_replica_takes_its_vllm_with_it_and_is_replaced(client: openai.OpenAI) -> None:
     ((guard, replica),) = servers().items()
-    below = [guard, *group_of(guard)]
+    below = group_of(guard)
     assert len(below) >= 3
     os.kill(replica, signal.SIGKILL)
     with pytest.raises(openai.APIStatusError) as caught:
         ask(client, "red")
     assert caught.value.status_code in (502, 503)
     until = time.monotonic() + 60
-    while time.monotonic() < until and any(Path(f"/proc/{pid}").exists() for pid in below):
+    while time.monotonic() < until and survivors(below):
         time.sleep(0.2)
-    assert not [pid for pid in below if Path(f"/proc/{pid}").exists()]
+    assert not survivors(below)
     until = time.monotonic() + 600
     content: str | None = None
     while time.monotonic() < until and content is None:
@@ -111,9 +111,9 @@ def test_a_killed_replica_takes_its_vllm_with_it_and_is_replaced(client: openai.
 
 def test_shutting_down_leaves_nothing(running: Deployment) -> None:
     ((guard, _),) = servers().items()
-    below = [guard, *group_of(guard)]
+    below = group_of(guard)
     shutdown()
     until = time.monotonic() + 60
-    while time.monotonic() < until and any(Path(f"/proc/{pid}").exists() for pid in below):
+    while time.monotonic() < until and survivors(below):
         time.sleep(0.2)
-    assert not [pid for pid in below if Path(f"/proc/{pid}").exists()]
+    assert not survivors(below)

@@ -132,5 +132,5 @@ def server_uri(tmp_path: Path) -> Iterator[str]:
                 time.sleep(0.5)
         yield f"http://127.0.0.1:{port}"
     finally:
-        os.killpg(process.pid, signal.SIGTERM)
+        os.killpg(process.pid, signal.SIGKILL)  # four workers on a busy machine take their time to say goodbye
         process.wait(20)

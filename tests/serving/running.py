@@ -108,3 +108,13 @@ def group_of(pid: int) -> dict[int, str]:
                 found[child] = Path(f"/proc/{child}/cmdline").read_text().replace("\0", " ")
                 todo.append(child)
     return found
+
+
+def survivors(before: dict[int, str]) -> list[int]:
+    """Those of some processes that still run; a number that another program has by now is not counted."""
+    found = []
+    for pid, line in before.items():
+        with contextlib.suppress(OSError):
+            if Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ") == line:
+                found.append(pid)
+    return found

@@ -21,7 +21,7 @@ from sightloom.promotion.fold import Line, State, accepted, anchor_args, fold, m
 from sightloom.promotion.states import why_illegal
 
 LEDGER: Final = "sightloom.ledger"
-_SOURCE: Final = "ledger://sightloom"
+_SOURCE: Final = "ledger://sightloom/event"  # a server refuses a source without a path
 _EVENT_TAG: Final = "sightloom.event"
 _HEAD_TAG: Final = "sightloom.head"
 _PAGE: Final = 1000
