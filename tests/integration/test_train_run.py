@@ -80,6 +80,7 @@ def test_a_killed_worker_costs_no_stage_and_a_second_run_does_nothing(
     runs = [client.get_run(run_id) for run_id in (result.run_id, *(stage.run_id for stage in result.stages))]
     assert [run.info.status for run in runs] == ["FINISHED"] * 3
     assert {run.data.tags["mlflow.parentRunId"] for run in runs[1:]} == {result.run_id}
+    assert "system/node_0/cpu_utilization_percentage" in runs[1].data.metrics
     for key in ("train/caption_loss", "train/grad_norm"):
         steps = [point.step for point in client.get_metric_history(result.stages[0].run_id, key)]
         assert steps == sorted(set(steps)) and steps[-1] == 6

@@ -31,6 +31,7 @@ class Run:
     mlflow: str
     overrides: tuple[str, ...] = ()
     address: str = "local"
+    steps: int = STEPS
 
     def start(self, fault: dict[str, Any] | None = None, **env: str) -> "subprocess.Popen[str]":
         """Start (or go on with) it; `env` is for the driver and its workers."""
@@ -42,7 +43,7 @@ class Run:
             curriculum.parent.mkdir(parents=True, exist_ok=True)
             curriculum.write_text(yaml.safe_dump(whole | {"stages": whole["stages"][:1]}))
         sets = [
-            f"data.manifest={self.manifest}", "gates=warn", "defaults.batch.window=64", f"stages.0.steps={STEPS}",
+            f"data.manifest={self.manifest}", "gates=warn", "defaults.batch.window=64", f"stages.0.steps={self.steps}",
             "stages.0.batch.max_tokens=400", f"checkpoint.every_steps={SAVE_EVERY}", f"tracking.uri={self.mlflow}",
             f"tracking.experiment={self.out.name}", "ray.workers=2", *self.overrides,
         ]  # fmt: skip
@@ -75,6 +76,10 @@ class Run:
         """The last step that was begun, -1 before the first."""
         return max((steps[-1] for _, steps in self.attempts() if steps), default=-1)
 
+    def metrics(self) -> dict[str, float]:
+        """What the finished stage was measured to be."""
+        return dict(storage.read_json(str(self.stage / "promoted.json"))["metrics"])
+
     def weights(self) -> str:
         """SHA-256 of the exported weights."""
         return storage.sha256_file(self.stage / "model" / "model.safetensors")
@@ -97,7 +102,7 @@ class Run:
         stage = next(run for run in runs if "mlflow.parentRunId" in run.data.tags)
         if status == "FINISHED":
             last = max(point.step for point in client.get_metric_history(stage.info.run_id, "train/grad_norm"))
-            assert last == STEPS
+            assert last == self.steps
 
 
 def wait_until(condition: Callable[[], bool], process: "subprocess.Popen[str]", timeout_s: float = 300) -> None:

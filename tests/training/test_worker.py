@@ -4,8 +4,6 @@ import json
 import multiprocessing
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -238,7 +236,7 @@ def test_two_workers_that_become_one_and_two_again_consume_the_same_samples(
 
 
 def test_held_out_pictures_are_never_consumed(order: Callable[..., StageOrder]) -> None:
-    done = order(INSTRUCT, "held", "steps=40", "optim.kind=adamw")
+    done = order(INSTRUCT, "held", "steps=12", "optim.kind=adamw")
     run(done)
     used = {uid for uids in consumed(Path(done.folder) / "consumed").values() for uid in uids}
     ((manifest, _),) = done.parts
@@ -246,7 +244,7 @@ def test_held_out_pictures_are_never_consumed(order: Callable[..., StageOrder]) 
     held = heldout_mask(table, done.heldout)
     uids = [uid.hex() for uid in table.column("uid").to_pylist()]
     out = {uid for uid, out in zip(uids, held, strict=True) if out}
-    assert out and len(used) > 50 and used <= set(uids) and not used & out
+    assert out and len(used) > 20 and used <= set(uids) and not used & out
 
 
 @pytest.mark.parametrize("number", [INSTRUCT, RL])
@@ -301,10 +299,11 @@ def test_an_export_loads_with_transformers_alone_and_a_damaged_one_is_refused(or
 
 
 def test_the_one_who_proves_an_export_cannot_import_sightloom() -> None:
-    code = "import runpy, sys; names = runpy.run_path(sys.argv[1]); sys.meta_path.insert(0, names['Refused']())\n"
-    code += "import sightloom"
-    done = subprocess.run([sys.executable, "-c", code, outsider.__file__], capture_output=True, text=True, check=False)
-    assert done.returncode == 1 and "without sightloom" in done.stderr
+    finder = outsider.Refused()
+    assert finder.find_spec("transformers") is None and finder.find_spec("sightloomlike") is None
+    for name in ("sightloom", "sightloom.model.attention"):
+        with pytest.raises(ImportError, match="without sightloom"):
+            finder.find_spec(name)
 
 
 PREFER = ("optim.kind=adamw", 'mix={pairs: {where: "kind == \\"preference\\"", weight: 1.0}}')

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from sightloom.errors import UserMistake
 from sightloom.model.load import VLM
 from sightloom.training.corpus import Corpus
 from sightloom.training.curriculum import Stage
@@ -29,4 +30,9 @@ def build_objective(
         return Dpo(options, stage, corpus, packer, workers, seed, vlm)
     if isinstance(options, RmObjective):
         return Rm(options, stage, corpus, packer, workers, seed)
+    if options.rollout.engine != "transformers":
+        raise UserMistake(
+            f"stage '{stage.name}': rollout.engine {options.rollout.engine} can be planned, but is not built yet",
+            "set rollout.engine to transformers, with parallel.shard 1 and precision fp32",
+        )
     return Rl(options, stage, corpus, packer, workers, seed, vlm, folder)
