@@ -10,7 +10,7 @@ import random
 import time
 import uuid
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Final
 
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
@@ -19,7 +19,7 @@ from sightloom.errors import SightloomError
 from sightloom.promotion.states import MAX_EVENT_BYTES, Entry, Event, Line, State, fold, why_illegal
 
 LEDGER = "sightloom.ledger"
-_SOURCE = "ledger://sightloom"
+_SOURCE: Final = "ledger://sightloom/event"  # a server refuses a source without a path
 _EVENT_TAG = "sightloom.event"
 _HEAD_TAG = "sightloom.head"
 _PAGE = 1000
