@@ -8,12 +8,12 @@ from rich.console import Console
 from rich.table import Table
 
 from sightloom.cli import console
-from sightloom.cli.later import Later
 from sightloom.cluster.local import stack
 from sightloom.cluster.local.looking import StackStatus, status
 from sightloom.cluster.local.options import StackOptions, read_ports
 from sightloom.config import validate
 from sightloom.errors import SightloomError, UserMistake
+from sightloom.later import Later
 from sightloom.progress import terminal_progress
 
 if TYPE_CHECKING:
