@@ -19,6 +19,7 @@ from sightloom.training.export import verify
 from sightloom.training.gates import Verdict, decide, missing_at_init
 from sightloom.training.measure import Examiner
 from sightloom.training.proof import the_outsider
+from sightloom.training.rollout_page import PAGES
 from sightloom.training.trainer import Event
 from sightloom.training.worker import StageOrder
 
@@ -130,8 +131,18 @@ class StageDriver:
             outcome = crew.get().run(self._order(), self._listener(step, run_id))
         if "failed" in outcome:
             raise SightloomError(f"stage '{self._stage.name}': {outcome['failed']}", outcome.get("hint", ""))
+        self._show_rollouts(run_id)
         storage.write(str(done), canonical_json(outcome))
         return outcome
+
+    def _show_rollouts(self, run_id: str) -> None:
+        """Give the tracker the pages of rollouts, and name the tables so that MLflow's page shows them."""
+        files = sorted((self._folder / PAGES).glob("step-*"))
+        for file in files:
+            self._tracker.log_file(run_id, file, "rollouts")
+        tables = [{"path": f"rollouts/{file.name}", "type": "table"} for file in files if file.suffix == ".json"]
+        if tables:
+            self._tracker.set_tags(run_id, {"mlflow.loggedArtifacts": canonical_json(tables).decode()})
 
     def _measured(self, trained: dict[str, Any], examiner: Examiner) -> tuple[dict[str, float], dict[str, float]]:
         """Metrics of the export and of the start."""
