@@ -65,20 +65,24 @@ def test_on_policy_the_gradient_is_the_plain_policy_gradient() -> None:
     torch.testing.assert_close(gradient, -advantages)
 
 
-def test_gspo_is_the_clipped_loss_of_one_ratio_a_response() -> None:
+@pytest.mark.parametrize("sign", [1, -1])
+def test_gspo_is_the_clipped_loss_of_one_ratio_a_response(sign: int) -> None:
     logprobs, old, advantages, response = tokens()
-    ours = gspo_loss(logprobs, old, advantages, response, 4, 0.2, 0.3)
+    ours = gspo_loss(logprobs, old, sign * advantages, response, 4, 0.01, 0.02)
     total = aggregate(ours.loss_M, response, 4, "sequence", Totals(9, 4, 16))
-    wanted = torch.tensor(0.0)
+    wanted = 0 * logprobs.sum()
     for number, length in enumerate(LENGTHS):
         mine = response == number
         if length:
             ratio = ((logprobs - old)[mine].sum() / length).exp()
-            advantage = advantages[mine][0]
-            wanted = wanted - torch.minimum(ratio * advantage, ratio.clamp(0.8, 1.3) * advantage) / 4
+            advantage = sign * advantages[mine][0]
+            wanted = wanted - torch.minimum(ratio * advantage, ratio.clamp(0.99, 1.02) * advantage) / 4
     torch.testing.assert_close(total, wanted)
-    torch.testing.assert_close(*(torch.autograd.grad(each, logprobs, retain_graph=True)[0] for each in (total, wanted)))
-    assert ours.clipped_M.any() and not ours.clipped_M.all()
+    gradients = [torch.autograd.grad(each, logprobs, retain_graph=True)[0] for each in (total, wanted)]
+    torch.testing.assert_close(*gradients)
+    assert torch.equal(gradients[0] == 0, ours.clipped_M)
+    other = gspo_loss(logprobs, old, -sign * advantages, response, 4, 0.01, 0.02)
+    assert (ours.clipped_M ^ other.clipped_M).all()  # every ratio here is outside the range, so one sign is clipped
 
 
 def test_cispo_cuts_the_weight_and_keeps_the_gradient_of_every_token() -> None:
