@@ -99,13 +99,14 @@ class Rollouts:
         workers: Workers,
         seed: int,
         folder: Path,
+        scorers: Scorers | None = None,
     ) -> None:
         self._options, self._corpus, self._encoder = options, corpus, encoder
         self._engine, self._workers, self._seed, self._folder = engine, workers, seed, folder
         self._window = stage.batch.window
         self._order = Order(corpus.sources(stage), seed, self._window)
         self._reader = Reader(corpus)
-        self._scorers = Scorers()
+        self._scorers = scorers or Scorers()
         self.cursor = 0
         self.idle = 0  # steps in a row that had no group with signal
         self.numbers: dict[str, float] = {}

@@ -66,17 +66,26 @@ class Rl:
         seed: int,
         vlm: VLM,
         folder: Path,
+        rollouts: Rollouts | None = None,
     ) -> None:
         self._options, self._packer, self._workers = options, packer, workers
         self._max_tokens = stage.batch.max_tokens
         self._uids: list[str] = []
-        engine = TransformersEngine(vlm, options.rollout.batch_size)
         self._reference: TrainableVLM | None = None
         if options.kl.coef > 0:
             reference = load(str(vlm.folder), device=packer.device).model
             self._reference = TrainableVLM(reference).eval().requires_grad_(False)
         self._bands = EntropyBands(options.entropy, workers)
-        self._rollouts = Rollouts(options, stage, corpus, packer.encoder, engine, workers, seed, folder / "rollouts")
+        self._rollouts = rollouts or Rollouts(
+            options,
+            stage,
+            corpus,
+            packer.encoder,
+            TransformersEngine(vlm, options.rollout.batch_size),
+            workers,
+            seed,
+            folder / "rollouts",
+        )
 
     def batches(self, step: int) -> list[PolicyBatch]:
         """Micro-batches of this worker's responses, responses whole; blank ones where other workers have more."""
