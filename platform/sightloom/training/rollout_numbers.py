@@ -2,9 +2,13 @@
 
 import math
 from collections.abc import Sequence
+from typing import Final
 
 from sightloom.training.parallel import Workers
 from sightloom.training.rollout_rows import PARTS, Group
+
+# `rollout/length` is the number of tokens, not what is paid for it
+_NAMES: Final = {name: name for name in (*PARTS, "reward")} | {"length": "length_reward"}
 
 
 def rollout_numbers(
@@ -38,7 +42,7 @@ def rollout_numbers(
 
 def _sums(everything: Sequence[Group], kept: Sequence[Group]) -> dict[str, float]:
     sums = dict.fromkeys(("responses", "tokens", "stopped", "flat", "unscored"), 0.0)
-    for name in (*PARTS, "reward"):
+    for name in _NAMES.values():
         sums[f"of/{name}"] = sums[f"num/{name}"] = 0.0
     for group in everything:
         sums["flat"] += len({response.reward for response in group.responses}) == 1
@@ -47,10 +51,10 @@ def _sums(everything: Sequence[Group], kept: Sequence[Group]) -> dict[str, float
             sums["tokens"] += response.generation.num_tokens
             sums["stopped"] += response.generation.finish == "stop"
             sums["unscored"] += math.isnan(response.reward)
-            for name, value in {**response.parts, "reward": response.reward}.items():
+            for part, value in {**response.parts, "reward": response.reward}.items():
                 if math.isnan(value):
                     continue
-                for key in (name, f"{group.domain}/{name}"):
+                for key in (_NAMES[part], f"{group.domain}/{_NAMES[part]}"):
                     sums[f"of/{key}"] = sums.get(f"of/{key}", 0.0) + value
                     sums[f"num/{key}"] = sums.get(f"num/{key}", 0.0) + 1
     return sums | {"groups": float(len(everything)), "kept": float(len(kept))}

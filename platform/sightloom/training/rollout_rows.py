@@ -90,7 +90,7 @@ def read(uri: str) -> Written | None:
     """A step's responses, None where the step was not written."""
     if not storage.exists(uri):
         return None
-    table = pq.read_table(io.BytesIO(storage.read(uri)))
+    table = pq.read_table(io.BytesIO(storage.read_bytes(uri)))
     found: dict[int, list[Response]] = {}
     for row in table.to_pylist():
         found.setdefault(row["group"], []).append(_response(row))
