@@ -1,7 +1,6 @@
 """Rollouts as rows of a table: what is needed to train on them again, and to look at them."""
 
 import io
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -46,16 +45,8 @@ class Group:
         return sum(values) / len(values) if values else float("nan")
 
 
-@dataclass(frozen=True, slots=True)
-class Written:
-    """A step as it was written."""
-
-    responses: dict[int, tuple[Response, ...]]  # by row of the corpus, in order
-    cursor: int  # where the stream of prompts stood behind it
-
-
-def write(uri: str, step: int, cursor: int, groups: Sequence[Group]) -> None:
-    """Write a step's responses, kept or not, with the place in the stream of prompts behind it."""
+def write(uri: str, step: int, groups: Sequence[Group]) -> None:
+    """Write a step's responses, kept or not."""
     rows = [
         {
             "uid": group.uid,
@@ -80,22 +71,21 @@ def write(uri: str, step: int, cursor: int, groups: Sequence[Group]) -> None:
         for sample, (response, advantage) in enumerate(zip(group.responses, group.advantages, strict=True))
     ]
     table = pa.Table.from_pylist(rows, schema=_SCHEMA)
-    table = table.replace_schema_metadata({b"cursor": str(cursor).encode()})
     buffer = io.BytesIO()
     pq.write_table(table, buffer)
     storage.write(uri, buffer.getvalue())
 
 
-def read(uri: str) -> Written | None:
-    """A step's responses, None where the step was not written."""
+def read(uri: str) -> dict[int, tuple[Response, ...]] | None:
+    """A step's responses in order, by row of the corpus; None where the step was not written."""
     if not storage.exists(uri):
         return None
-    table = pq.read_table(io.BytesIO(storage.read_bytes(uri)))
     found: dict[int, list[Response]] = {}
-    for row in table.to_pylist():
-        found.setdefault(row["group"], []).append(_response(row))
-    cursor = json.loads(table.schema.metadata[b"cursor"])
-    return Written({group: tuple(responses) for group, responses in found.items()}, cursor)
+    for row in pq.read_table(io.BytesIO(storage.read_bytes(uri))).to_pylist():
+        responses = found.setdefault(row["group"], [])
+        if row["sample"] == len(responses):  # a prompt that came twice in a step was answered alike
+            responses.append(_response(row))
+    return {group: tuple(responses) for group, responses in found.items()}
 
 
 def _response(row: dict[str, Any]) -> Response:

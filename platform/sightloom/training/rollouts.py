@@ -31,7 +31,7 @@ from sightloom.training.parallel import Workers
 from sightloom.training.reader import Reader
 from sightloom.training.rollout_numbers import rollout_numbers
 from sightloom.training.rollout_page import PAGES
-from sightloom.training.rollout_rows import PARTS, Group, Response, Written
+from sightloom.training.rollout_rows import PARTS, Group, Response
 from sightloom.training.scoring import Scorers
 
 _log = logging.getLogger(__name__)
@@ -136,7 +136,7 @@ class Rollouts:
         if written is None:
             ranked = {group.row: group for group in kept}
             rows_of = [ranked.get(group.row, group) for group in everything]
-            rollout_rows.write(self._table(step), step, self.cursor, rows_of)
+            rollout_rows.write(self._table(step), step, rows_of)
             if step % _PAGE_EVERY == 0 and self._workers.rank == 0:
                 rollout_page.write(self._folder.parent / PAGES, step, rows_of, self._corpus)
         return kept
@@ -163,7 +163,7 @@ class Rollouts:
     def _table(self, step: int) -> str:
         return str(self._folder / f"step-{step:06d}-{self._workers.rank}of{self._workers.world}.parquet")
 
-    def _written(self, step: int) -> Written | None:
+    def _written(self, step: int) -> dict[int, tuple[Response, ...]] | None:
         """The step as it was written before a restart, if it was on every worker."""
         found = rollout_rows.read(self._table(step))
         return found if all(self._workers.gather(found is not None)) else None
@@ -172,8 +172,7 @@ class Rollouts:
         window, place = divmod(position, self._window)
         return int(self._order.window(window)[place])
 
-    def _groups(self, rows: list[int], step: int, written: Written | None) -> list[Group]:
-        rollout = self._options.rollout
+    def _groups(self, rows: list[int], step: int, written: dict[int, tuple[Response, ...]] | None) -> list[Group]:
         picked = self._reader.read(torch.tensor(rows, dtype=torch.int64).numpy()) if rows else []
         prompts: list[Document] = []
         for item in picked:
@@ -181,7 +180,7 @@ class Rollouts:
             conversation = conversation.with_image() if item.image is not None else conversation
             prompts.append(self._encoder.prompt(conversation, item.image, thinking=True))
         if written is not None:
-            answered = [written.responses[item.row] for item in picked]
+            answered = [written[item.row] for item in picked]
         else:
             answered = self._answered(picked, prompts, step)
         return [
@@ -195,7 +194,6 @@ class Rollouts:
                 advantages([response.reward for response in responses], self._options.advantage),
             )
             for item, prompt, responses in zip(picked, prompts, answered, strict=True)
-            if len(responses) == rollout.n
         ]
 
     def _answered(self, picked: list[Picked], prompts: list[Document], step: int) -> list[tuple[Response, ...]]:
