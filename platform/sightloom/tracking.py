@@ -64,8 +64,8 @@ class Tracker(Protocol):
     def log_file(self, run_id: str, local_path: Path, folder: str = "") -> None:
         """Copy a local file, or a folder's files, beside the run."""
 
-    def log_input(self, run_id: str, name: str, digest: str, context: str) -> None:
-        """Name a data set that the run used, e.g. context `training`."""
+    def log_input(self, run_id: str, name: str, digest: str, context: str, facts: Texts = None) -> None:
+        """Name a data set that the run used, e.g. context `training`; `facts` (rows, weight, …) become its tags."""
 
     def flush(self) -> None:
         """Send what is still in memory, as far as the store can be reached."""
@@ -99,7 +99,7 @@ class NullTracker:
     def log_file(self, run_id: str, local_path: Path, folder: str = "") -> None:
         """Nothing to do."""
 
-    def log_input(self, run_id: str, name: str, digest: str, context: str) -> None:
+    def log_input(self, run_id: str, name: str, digest: str, context: str, facts: Texts = None) -> None:
         """Nothing to do."""
 
     def flush(self) -> None:
@@ -210,12 +210,12 @@ class MlflowTracker:
 
         self._outbox.send(deliver, f"the file {local_path.name}")
 
-    def log_input(self, run_id: str, name: str, digest: str, context: str) -> None:
+    def log_input(self, run_id: str, name: str, digest: str, context: str, facts: Texts = None) -> None:
         """Log a data set; MLflow keeps 36 characters of the digest, the whole of it stands in the source."""
         dataset = Dataset(name, digest[:_DIGEST_CHARS], "local", f'{{"digest":"{digest}"}}')
-        tag = InputTag("mlflow.data.context", context)
+        tags = [InputTag(key, value) for key, value in {"mlflow.data.context": context, **(facts or {})}.items()]
         self._outbox.send(
-            partial(self._client.log_inputs, run_id, [DatasetInput(dataset, [tag])]), f"the data set {name}"
+            partial(self._client.log_inputs, run_id, [DatasetInput(dataset, tags)]), f"the data set {name}"
         )
 
     def flush(self) -> None:

@@ -13,6 +13,7 @@ from sightloom.data.select.choose import choose, compile_selection
 from sightloom.data.select.config import SelectConfig
 from sightloom.data.select.decision import Decision
 from sightloom.data.select.rows import Rows
+from sightloom.data.select.types import check_types, require_number
 from sightloom.errors import UserMistake
 
 NONE = Duplicates(np.zeros(0, np.int64), (), np.zeros(0, np.int64))
@@ -132,3 +133,39 @@ def test_equal_texts_are_counted_among_usable_rows_of_a_kind() -> None:
     table = table.set_column(table.column_names.index("text_hash"), "text_hash", hashes)
     parts = Rows.of(table, {}, 2).batches(["text_count"])
     assert [n for part in parts for n in part.table.column("text_count").to_pylist()] == [2, 2, 1, None, 1]
+
+
+@pytest.mark.parametrize(
+    ("select", "words"),
+    [
+        ({"rules": {"a": "domain > 3"}}, "rule 'a': `domain > 3` cannot be computed"),
+        ({"rules": {"a": "width + height"}}, "rule 'a': `width [+] height` gives"),
+        ({"derive": {"q": "z(domain)"}}, "select.derive 'q': `z.domain.` cannot be computed"),
+        ({"top": [{"by": "domain", "fraction": 0.5}]}, "select.top.0.by: 'domain' holds no numbers"),
+        ({"derive": {"q": "lower(domain)"}, "sample": {"by": "q", "count": 1, "temperature": 1}}, "select.sample.by"),
+    ],
+)
+def test_what_does_not_fit_the_types_of_columns_is_told_before_anything_is_scored(
+    select: dict[str, Any], words: str
+) -> None:
+    types = {"domain": "string", "width": "int32", "height": "int32", "phash": "fixed_size_binary[8]"}
+    with pytest.raises(UserMistake, match=words):
+        check_types(compile_selection(SelectConfig.model_validate(select), list(types)), types)
+
+
+def test_what_fits_is_not_refused() -> None:
+    types = {"domain": "string", "width": "int32", "alpha": "bool", "score": "float"}
+    select = {
+        "rules": {
+            "a": "quantile(score, 0.1) < score",
+            "b": "domain in ['art'] and not alpha",
+            "c": "matches(domain, 'a') or alpha",
+            "d": "width / 2 > 3 or is_null(score)",
+            "e": "coalesce(q, 0.0) > min(width, 3)",
+        },
+        "derive": {"q": "0.5 * z(score) + abs(width)"},
+        "top": [{"by": "q", "fraction": 0.5, "per": "domain"}, {"by": "width", "count": 3}],
+    }
+    check_types(compile_selection(SelectConfig.model_validate(select), list(types)), types)
+    with pytest.raises(UserMistake, match=r"dedup\.prefer: 'domain' holds no numbers"):
+        require_number("dedup.prefer", "domain", "string")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from sightloom.data.signals.clip import ClipModel, encode_text, rank_auc
+from sightloom.data.signals.clip import ClipModel, encode_text, in_batches, rank_auc
 from sightloom.data.signals.config import ClipScorer
 from sightloom.data.signals.crops import crop
 from sightloom.data.signals.scorers import MEAN, STD, is_weights_file, resolve
@@ -64,6 +64,21 @@ def test_a_cut_context_changes_nothing_that_can_be_seen(tiny_clip: Path) -> None
     tokens = open_clip.get_tokenizer(f"local-dir:{tiny_clip}")(TEXTS[:2])
     with torch.no_grad():
         assert torch.allclose(encode_text(model, tokens), model.encode_text(tokens), atol=1e-6)
+
+
+def test_a_batch_that_memory_does_not_hold_is_halved_and_one_row_that_it_does_not_is_an_error() -> None:
+    asked: list[int] = []
+
+    def encode(rows: slice, most: int = 3) -> torch.Tensor:
+        size = min(10, rows.stop) - rows.start
+        asked.append(size)
+        if size > most:
+            raise torch.OutOfMemoryError
+        return torch.arange(rows.start, rows.start + size)
+
+    assert in_batches(encode, 10, 8).tolist() == list(range(10)) and asked == [8, 4, 2, 2, 2, 2, 2]
+    with pytest.raises(torch.OutOfMemoryError):
+        in_batches(lambda rows: encode(rows, 0), 10, 8)
 
 
 def test_random_weights_are_named_by_their_seed() -> None:

@@ -135,3 +135,26 @@ def test_a_full_temporary_disk_is_told_in_words_and_the_same_chunk_is_fetched_la
         assert fetch(urls, out, allow_networks=LOOPBACK, robots=False) == ["ok"] * 10
     finally:
         stop()
+
+
+def test_rules_that_a_broken_connection_kept_back_are_asked_for_again_but_not_without_end(
+    scene: Any, tmp_path: Path
+) -> None:
+    asked: list[str] = []
+
+    async def handler(request: web.Request) -> web.Response:
+        asked.append(request.path)
+        if request.path == "/robots.txt" and asked.count("/robots.txt") <= broken:
+            assert request.transport is not None
+            request.transport.close()
+        return web.Response(body=scene(1)) if request.path != "/robots.txt" else web.Response(status=404)
+
+    for broken, status, times in ((2, ["ok"] * 3, {3}), (100, ["fetch_connection"] * 3, {4, 6})):
+        asked.clear()
+        base, stop = serve(handler)
+        try:
+            urls = [f"{base}/{n}.png" for n in range(3)]
+            assert fetch(urls, str(tmp_path / str(broken)), allow_networks=LOOPBACK) == status
+        finally:
+            stop()
+        assert asked.count("/robots.txt") in times  # of three URLs, each tried twice; aiohttp asks twice itself

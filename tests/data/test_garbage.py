@@ -30,7 +30,8 @@ def test_what_no_commit_names_goes_after_a_day_and_nothing_else(tmp_path: Path) 
     for uri in kept:
         storage.write(uri, b"x")
     storage.write(
-        str(tmp_path / "plan/f/commit/y-000000.json"), b'{"name": "y-000000.tar", "table": "y-000000.parquet"}'
+        str(tmp_path / "plan/f/commit/y-000000.json"),
+        b'{"shard": {"name": "y-000000.tar", "table": "y-000000.parquet"}, "images": {}}',
     )
     assert find_garbage(str(tmp_path)) == []  # a run may be under way
     day_ago = time.time() - 90_000

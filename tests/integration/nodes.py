@@ -71,8 +71,9 @@ class Nodes:
         self._spawn(self.nodes[name])
         self._wait(len(self.nodes))
 
-    def node_of(self, ip: str) -> str:
-        return next(name for name, node in self.nodes.items() if node.ip == ip)
+    def names(self) -> dict[str, str]:
+        """Ray's ids of nodes, also of those that died, to our names."""
+        return {str(one["node_id"]): str(one["node_name"]) for one in self.seen("nodes")}
 
     def close(self) -> None:
         end(self._id, grace_s=0)
@@ -86,8 +87,8 @@ class Nodes:
         gcs, dashboard, *_ = self._ports[self.head.name]
         _, _, agent, client = self._ports[node.name]
         words = [
-            "--block", f"--node-ip-address={node.ip}", f"--num-cpus={node.cpus}", "--disable-usage-stats",
-            "--object-store-memory=100000000", f"--dashboard-agent-listen-port={agent}",
+            "--block", f"--node-name={node.name}", f"--node-ip-address={node.ip}", f"--num-cpus={node.cpus}",
+            "--disable-usage-stats", "--object-store-memory=100000000", f"--dashboard-agent-listen-port={agent}",
             f"--resources={json.dumps(dict(node.resources))}", f"--temp-dir={self._temp}/{node.name}",
         ]  # fmt: skip
         if node is not self.head:

@@ -86,10 +86,9 @@ def curation(out: Path, folder: Path, clip: Path) -> list[str]:
 
 def places(cluster: Nodes, what: str, word: str) -> set[str]:
     """Nodes on which tasks or actors ran whose name has a word."""
-    ips = {one["node_id"]: str(one["node_ip"]) for one in cluster.seen("nodes")}
-    name = "name" if what == "tasks" else "class_name"
-    found = [one for one in cluster.seen(what) if word in str(one.get(name)) and one.get("node_id") in ips]
-    return {cluster.node_of(ips[one["node_id"]]) for one in found}
+    names, key = cluster.names(), "name" if what == "tasks" else "class_name"
+    found = [one for one in cluster.seen(what) if word in str(one.get(key)) and str(one.get("node_id")) in names]
+    return {names[str(one["node_id"])] for one in found}
 
 
 def test_curation_decodes_on_plain_nodes_scores_on_fast_ones_and_outlives_the_scorers_node(
@@ -97,18 +96,15 @@ def test_curation_decodes_on_plain_nodes_scores_on_fast_ones_and_outlives_the_sc
 ) -> None:
     finish(start(cluster, "curate", *curation(tmp_path / "calm", folder, tiny_clip)))
     calm = read_manifest(str(tmp_path / "calm/shards/demo/manifest.json"))
-    if not cluster.separate:
-        assert places(cluster, "tasks", "measure_chunk") == {"plain"}
-        assert places(cluster, "actors", "Embed") | places(cluster, "actors", "Scorer") <= {"fast-a", "fast-b"}
+    assert places(cluster, "tasks", "measure_chunk") == {"plain"}
+    assert places(cluster, "actors", "MapWorker") <= {"fast-a", "fast-b"} != set()
 
     process = start(cluster, "curate", "name=curate-killed", *curation(tmp_path / "out", folder, tiny_clip))
     until(process, lambda: len(list((tmp_path / "out").glob("scores/base-*/commit/*.json"))) >= 3)
-    living = {str(one["node_id"]) for one in cluster.seen("actors") if one["state"] == "ALIVE" and "Map" in str(one)}
-    victim = next(
-        (cluster.node_of(str(one["node_ip"])) for one in cluster.seen("nodes")
-         if one["node_id"] in living and one["node_ip"] != cluster.head.ip),
-        "fast-a",
-    )  # fmt: skip
+    names = cluster.names()
+    living = [one for one in cluster.seen("actors") if one["state"] == "ALIVE" and "Map" in str(one["class_name"])]
+    victim = next(names[str(one["node_id"])] for one in living)
+    assert victim in ("fast-a", "fast-b")
     cluster.kill(victim)
     assert process.poll() is None
     finish(process)
@@ -133,9 +129,8 @@ def test_training_outlives_a_workers_node_and_takes_every_step(
     )  # fmt: skip
     until(process, lambda: [path for path in out.glob("**/*checkpoint*/**/*") if path.is_file()])
     on = places(cluster, "actors", "RayTrainWorker")
-    if not cluster.separate:
-        assert on and on <= {"fast-a", "fast-b"}
-    victim = sorted(on)[0] if on else "fast-a"
+    assert on and on <= {"fast-a", "fast-b"}
+    victim = sorted(on)[0]
     cluster.kill(victim)
     assert process.poll() is None
     finish(process)
@@ -156,16 +151,9 @@ def test_an_evaluation_whose_own_node_dies_is_tried_again_and_is_whole(
         'resources.driver={cpus: 1, resources: {driver: 1}}',
         "set.sources=[{kind: manifest, heldout: 0.5, per_domain: 10, seed: 17}]",
     )  # fmt: skip
-    id = until(
-        process, lambda: [job.id for job in cluster.api.list() if job.id.startswith("evaluate") and not job.done]
-    )
-    until(process, lambda: "model" in cluster.api.logs(id[0]))
-    asked = cluster.api._http.get(f"/api/jobs/{id[0]}").json()
-    victim = next(
-        cluster.node_of(str(one["node_ip"]))
-        for one in cluster.seen("nodes")
-        if one["node_id"] == asked["driver_node_id"]
-    )
+    id = until(process, lambda: [job.id for job in cluster.api.list() if job.id.startswith("evaluate")])[0]
+    until(process, lambda: "model" in cluster.api.logs(id))
+    victim = cluster.names()[cluster.api._http.get(f"/api/jobs/{id}").json()["driver_node_id"]]
     cluster.kill(victim)
     assert not (out / "result.json").exists()
     found, said = finish(process)

@@ -13,6 +13,7 @@ import pytest
 
 from sightloom.config import validate
 from sightloom.data.curation import curate
+from sightloom.data.garbage import find_garbage
 from sightloom.data.recipe import Recipe
 from sightloom.data.results import CurationResult
 from sightloom.progress import NullProgress
@@ -40,6 +41,10 @@ def curated(tmp_path_factory: pytest.TempPathFactory, tiny_clip: Path) -> Curati
     samples.append(("tiny", {"png": scene_bytes(500, (2, 2)), "txt": b"a tiny one"}))
     samples.append(("cut", {"png": scene_bytes(501)[:150], "txt": b"a cut one"}))
     (root / "a.tar").write_bytes(tar_bytes(samples))
+    return curate(recipe_of(root, tiny_clip), NullProgress())
+
+
+def recipe_of(root: Path, tiny_clip: Path, **more: Any) -> Recipe:
     recipe = {
         "name": "page",
         "out": str(root / "out"),
@@ -51,8 +56,9 @@ def curated(tmp_path_factory: pytest.TempPathFactory, tiny_clip: Path) -> Curati
             "top": [{"by": "clip_tiny", "fraction": 0.5, "per": "domain"}],
         },
         "report": {"gallery": 10},
+        **more,
     }
-    return curate(validate(Recipe, recipe, "test"), NullProgress())
+    return validate(Recipe, recipe, "test")
 
 
 class Elements(html.parser.HTMLParser):
@@ -149,3 +155,14 @@ async def _look(address: str, profile: Path, width: int) -> dict[str, Any]:
             "across: document.documentElement.scrollWidth} })()"
         )
         return {**found, "problems": page.problems, "requests": page.requests}
+
+
+def test_a_presets_rules_and_cuts_are_shown_like_own_ones(curated: CurationResult, tiny_clip: Path) -> None:
+    root = Path(curated.manifest).parents[3]
+    select = {"preset": "instruct", "rules": {"small": "min(width, height) >= 8"}}
+    found = curate(recipe_of(root, tiny_clip, name="preset", select=select), NullProgress())
+    facts = facts_of(found)
+    assert facts["order"][-3:] == ["not_a_record", "no_answer", "small"]
+    assert facts["alone"]["not_a_record"] == facts["rows_in"] - facts["dropped"]["truncated_image"] == 124
+    assert find_garbage(str(root / "out"), -1.0) == []  # of two finished runs every file is named
+    assert facts["alone"]["small"] == 1 and facts["histograms"]["width"]["cuts"] == [8.0]

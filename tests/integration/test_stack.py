@@ -74,18 +74,18 @@ class Stack:
             cwd=ROOT, env=self.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
         began = time.monotonic()
-        running = self._running(before, process)
+        self._until_running(before, process)
         took = time.monotonic() - began
         out, err = process.communicate(timeout=900)
-        assert process.returncode == 0 and running, (job, err[-6000:], self._log())
+        assert process.returncode == 0, (job, err[-6000:], self._log())
         return json.loads(out), took
 
-    def _running(self, before: set[str], process: "subprocess.Popen[str]") -> bool:
+    def _until_running(self, before: set[str], process: "subprocess.Popen[str]") -> None:
+        """Wait until a new job runs, or the command has ended (it attached to an old one)."""
         while process.poll() is None:
             if any(job.status != "PENDING" for job in self.api.list() if job.id not in before):
-                return True
+                return
             time.sleep(0.05)
-        return any(job.id not in before for job in self.api.list())
 
     def _log(self) -> str:
         jobs = self.api.list()

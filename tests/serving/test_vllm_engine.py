@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from sightloom.errors import SightloomError
+from sightloom.errors import SightloomError, UserMistake
 from sightloom.serving.engines.base import Delta, EngineRequest, Sampling, Thinking, Turn
 from sightloom.serving.engines.vllm import VllmEngine
 from sightloom.serving.engines.vllm_server import VllmSettings
@@ -144,6 +144,15 @@ def test_a_failed_start_says_what_the_server_said(nano_folder: Path, settings: V
         assert engine.child is not None and not engine.child.folder.exists()
 
     asyncio.run(run())
+
+
+def test_a_missing_key_file_or_server_is_the_operators_mistake(nano_folder: Path, tmp_path: Path) -> None:
+    for settings, message in (
+        (VllmSettings(url="http://127.0.0.1:9", key_file=str(tmp_path / "none")), "cannot be read"),
+        (VllmSettings(url="http://127.0.0.1:9"), "no vLLM server answers"),
+    ):
+        with pytest.raises(UserMistake, match=message):
+            asyncio.run(VllmEngine(nano_folder, "1", settings).start())
 
 
 def test_closing_the_iterator_closes_the_stream(nano_folder: Path, settings: VllmSettings) -> None:

@@ -11,11 +11,13 @@ from tests.training.conftest import UNHELPFUL, write_shards
 from sightloom.config import load
 from sightloom.data.shards.manifest import read_manifest
 from sightloom.errors import SightloomError, UserMistake
+from sightloom.evaluation.best_of import BestOf
+from sightloom.evaluation.examples import Example
 from sightloom.model.chat import Encoder
 from sightloom.model.load import load as load_model
 from sightloom.model.reward import RewardModel
 from sightloom.progress import NullProgress
-from sightloom.records import Conversation, Message
+from sightloom.records import Answer, Conversation, Message
 from sightloom.tracking import NullTracker
 from sightloom.training.corpus import Corpus
 from sightloom.training.curriculum import Curriculum, Stage
@@ -82,6 +84,11 @@ def test_a_reward_model_is_exported_with_its_head_and_prefers_what_it_was_taught
         for text in ("A red circle on the left of a blue square.", UNHELPFUL)
     ]
     assert scores[0] > scores[1]
+    asked_of = Conversation("x", "conversation", "caption", "ui", (asked,))
+    example = Example("x", "s", "ui", "caption", None, asked_of, Answer("text", "a red circle"), "x")
+    start = load_model(str(next(out.glob("start-*"))))
+    (best,) = BestOf(start, judge, 3).answer([example], None, 4)
+    assert best.error is None and best.content
     with pytest.raises(UserMistake, match="is no reward model"):
         RewardModel(str(next(out.glob("start-*"))))
 

@@ -38,6 +38,10 @@ def evaluate(
     serve: Annotated[
         bool, typer.Option("--serve", help="Ask --checkpoint through a private endpoint, as it will be served.")
     ] = False,
+    best_of: Annotated[
+        int, typer.Option(min=1, help="Sample so many answers; the reward model chooses.", show_default=False)
+    ] = 1,
+    reward_model: Annotated[str, typer.Option(help="Export of an rm stage.", show_default=False)] = "",
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the suite, e.g. decoding.thinking=true."),
@@ -45,18 +49,14 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Ask a model the questions of a suite and measure it per domain, with confidence intervals and chance levels."""
-    target = Target(checkpoint, endpoint, model, os.environ.get("SIGHTLOOM_API_KEY", ""))
-    if serve and not checkpoint:
-        raise UserMistake("--serve starts an endpoint for --checkpoint, which is not given")
+    key = os.environ.get("SIGHTLOOM_API_KEY", "")
+    target = Target(checkpoint, endpoint, model, key, best_of, reward_model)
+    if serve and (not checkpoint or reward_model):
+        raise UserMistake("--serve asks --checkpoint through an endpoint, once a question: give it, without --best-of")
     with ExitStack() as held:
         address = ""
         if serve:
-            folder = fetch(checkpoint)
-            if folder is None:
-                raise UserMistake(
-                    f"--serve needs a model folder or an object store's address, not the hub id '{checkpoint}'"
-                )
-            address = held.enter_context(private_endpoint(folder, TransformersSettings()))
+            address = held.enter_context(private_endpoint(fetch(checkpoint), TransformersSettings()))
         result = run(suite, target, manifest or None, out or None, set_ or [], terminal_progress(), address, GENERATORS)
     console.emit(result.to_json(), as_json, lambda screen: _show(screen, result, out))
 

@@ -52,7 +52,7 @@ def _named(base: str, uri: str) -> Iterator[str]:
             if name in record:
                 yield str(record[name]).removeprefix(base)
         return
-    entries = record["shards"] if _MANIFEST.match(path) else [record]
+    entries = record["shards"] if _MANIFEST.match(path) else [record["shard"]]
     for entry in entries:
         folder = path.rsplit("/", 1)[0] if _MANIFEST.match(path) else f"shards/{_series(entry['name'])}"
         yield from (f"{folder}/{name}" for name in (entry["name"], entry["name"] + ".idx", entry["table"]))

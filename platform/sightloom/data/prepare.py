@@ -19,6 +19,7 @@ from sightloom.data.recipe import Recipe, jsonable
 from sightloom.data.scoring import ScorePlan
 from sightloom.data.select.choose import Compiled, compile_selection
 from sightloom.data.select.rows import COUNTED
+from sightloom.data.select.types import check_types, require_number
 from sightloom.data.shards.manifest import Manifest, read_manifest
 from sightloom.data.shards.series import is_groupable
 from sightloom.data.signals.config import ScoreConfig
@@ -120,8 +121,12 @@ def prepare(recipe: Recipe, replace: bool) -> Prepared:
     references = resolve_references(recipe.dedup, specs)
     prepared = Prepared(recipe, identity, specs, plan, selection, base_config, derived, references)
     preferred = recipe.dedup.prefer
-    if preferred is not None and preferred not in prepared.columns:
-        raise UserMistake(f"dedup.prefer names no column '{preferred}'", f"have: {', '.join(sorted(prepared.columns))}")
+    if preferred is not None:
+        if preferred not in prepared.columns:
+            have = f"have: {', '.join(sorted(prepared.columns))}"
+            raise UserMistake(f"dedup.prefer names no column '{preferred}'", have)
+        require_number("dedup.prefer", preferred, prepared.columns[preferred])
+    check_types(selection, prepared.columns)
     _check_group(prepared.columns, recipe.pack.group_by)
     if not replace:
         refuse_other(prepared, None)

@@ -10,10 +10,10 @@ from sightloom import storage
 def stage_figures(stages: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
     """A row for each stage that answers questions: `{name, figures{name: {value, n, ci}}}`."""
     for stage in stages:
-        file = Path(stage["model_dir"]).parent / "evaluation" / "result.json"
-        if not file.exists():
+        files = list(Path(stage["model_dir"]).parent.glob("evaluation-*/result.json"))
+        if not files:
             continue
-        result = storage.read_json(str(file))
+        result = storage.read_json(str(max(files, key=lambda file: file.stat().st_mtime)))
         whole = {"value": result["overall"], "n": result["n"], "ci": result["overall_ci"]}
         figures = {"all": whole, **result["domains"], "steps": result["needs_steps"]}
         if stage["name"].startswith(("reason", "specialize")):

@@ -8,6 +8,7 @@ from sightloom import storage
 from sightloom.config import load
 from sightloom.errors import UserMistake
 from sightloom.evaluation.answerers import Answerer, LocalAnswerer
+from sightloom.evaluation.best_of import BestOf
 from sightloom.evaluation.clip import caption_cosines
 from sightloom.evaluation.endpoint import EndpointAnswerer
 from sightloom.evaluation.examples import Example
@@ -18,6 +19,7 @@ from sightloom.evaluation.result import Result, Row, save
 from sightloom.evaluation.runner import evaluate
 from sightloom.evaluation.suites import Generator, Suite, read_suite
 from sightloom.model.load import load as load_model
+from sightloom.model.reward import RewardModel
 from sightloom.progress import Progress
 
 
@@ -29,8 +31,14 @@ class Target:
     endpoint: str = ""
     model: str = ""
     key: str = ""
+    best_of: int = 1
+    reward_model: str = ""
 
     def __post_init__(self) -> None:
+        if (self.best_of > 1) != bool(self.reward_model):
+            raise UserMistake("best of n needs both --best-of N (2 or more) and --reward-model DIR")
+        if self.reward_model and not self.checkpoint:
+            raise UserMistake("--best-of samples from a --checkpoint; an endpoint answers once")
         if bool(self.checkpoint) == bool(self.endpoint):
             raise UserMistake("name who is asked: either --checkpoint DIR or --endpoint URL")
 
@@ -102,7 +110,10 @@ def answerer(target: Target, thinking_budget: int | None) -> Answerer:
     """Whoever answers for a target."""
     if target.endpoint:
         return EndpointAnswerer(target.endpoint, target.model, target.key, thinking_budget)
-    return LocalAnswerer(load_model(target.checkpoint), thinking_budget=thinking_budget)
+    vlm = load_model(target.checkpoint)
+    if target.reward_model:
+        return BestOf(vlm, RewardModel(target.reward_model), target.best_of, thinking_budget)
+    return LocalAnswerer(vlm, thinking_budget=thinking_budget)
 
 
 def write_report(folder: str, subject: Subject, result: Result, examples: list[Example]) -> str:

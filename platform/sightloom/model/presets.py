@@ -1,5 +1,6 @@
 """The sizes a model comes in, all of the Qwen3-VL architecture (training.md §2)."""
 
+import re
 from dataclasses import dataclass
 from typing import Final
 
@@ -102,6 +103,12 @@ def get_preset(name: str) -> Preset:
     if name not in PRESETS:
         raise UserMistake(f"{name!r} is not a preset; known: {', '.join(PRESETS)}", hint="set model.preset to one")
     return PRESETS[name]
+
+
+def published_preset(hub_id: str) -> str | None:
+    """The preset of a published Qwen3-VL by its hub id, e.g. 8b of Qwen/Qwen3-VL-8B-Instruct; None of another model."""
+    found = re.fullmatch(r"Qwen/Qwen3-VL-(\d+B)-\w+", hub_id.partition("@")[0])
+    return found[1].lower() if found and found[1].lower() in PRESETS else None
 
 
 def build_config(preset: str | Preset, ids: TokenIds | None = None) -> Qwen3VLConfig:

@@ -70,6 +70,14 @@ class Filler:
         return self._filled[parameter]
 
 
+def place_buffers(model: nn.Module, device: str) -> None:
+    """Move what is no parameter (rotation frequencies and the like), in place; parameters stay where they are."""
+    for module in model.modules():
+        for key, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[key] = buffer.to(device)
+
+
 def _files(folder: Path) -> dict[str, str]:
     """Which file holds each tensor."""
     if (folder / _INDEX).is_file():

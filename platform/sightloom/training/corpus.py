@@ -31,6 +31,18 @@ class Picked:
     image: Image.Image | None
 
 
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """What a stage draws on from one entry of its mixture; `dropped` counts the rows it cannot use, by reason."""
+
+    name: str
+    manifest: str | None
+    weight: float
+    rows: Rows
+    domains: tuple[str, ...]
+    dropped: dict[str, int]
+
+
 class DamagedPicture(ValueError):
     """A picture's bytes differ from those that were packed."""
 
@@ -103,24 +115,46 @@ class Corpus:
             UserMistake: a source holds no sample that fits, or its expression does not compile.
         """
         sources = []
-        lengths = self.lengths(stage)
-        for name, source in sorted(stage.mix.items()):
-            rows = self._usable(self.select(source.where, source.manifest), stage)
-            fits = (lengths[rows] <= stage.batch.max_tokens) & (self.patches[rows] <= stage.batch.max_patches)
-            rows = rows[fits]
-            if len(rows) == 0:
-                raise UserMistake(
-                    f"stage '{stage.name}', mix.{name}: nothing to train on is left, {int((~fits).sum())} are too long",
-                    f"look at its `where` ({source.where or 'none'}) and at batch.max_tokens",
-                )
-            domains = self.domains(rows) if source.by == "domain" else np.full(len(rows), "", dtype=np.str_)
+        for drawn in self.drawn(stage):
+            rows, name = drawn.rows, drawn.name
+            by = stage.mix[name].by == "domain"
+            domains = self.domains(rows) if by else np.full(len(rows), "", dtype=np.str_)
             kinds = sorted(set(domains.tolist()))
             for domain in kinds:
                 part = rows[domains == domain]
                 label = f"{name}/{domain}" if domain else name
                 shards = self.shard[part].astype(np.int64) + (self._part_of(part) << 32)
-                sources.append(OrderSource(label, source.weight / len(kinds), part, shards))
+                sources.append(OrderSource(label, drawn.weight / len(kinds), part, shards))
         return sources
+
+    def drawn(self, stage: Stage) -> list[Drawn]:
+        """The rows of each entry of the stage's mixture, by name, and how many it cannot use and why.
+
+        Raises:
+            UserMistake: an entry holds no sample that fits, or its expression does not compile.
+        """
+        entries, lengths = [], self.lengths(stage)
+        for name, source in sorted(stage.mix.items()):
+            chosen = self.select(source.where, source.manifest)
+            usable = self._usable(chosen, stage)
+            long = lengths[usable] > stage.batch.max_tokens
+            large = ~long & (self.patches[usable] > stage.batch.max_patches)
+            rows = usable[~long & ~large]
+            counts = {
+                "nothing to learn": len(chosen) - len(usable),
+                "too many tokens": int(long.sum()),
+                "too many patches": int(large.sum()),
+            }
+            dropped = {reason: count for reason, count in counts.items() if count}
+            if len(rows) == 0:
+                told = ", ".join(f"{count} {reason}" for reason, count in dropped.items()) or "it chooses none"
+                raise UserMistake(
+                    f"stage '{stage.name}', mix.{name}: nothing to train on is left ({told})",
+                    f"look at its `where` ({source.where or 'none'}), at batch.max_tokens and batch.max_patches",
+                )
+            domains = tuple(sorted(set(self.domains(rows).tolist())))
+            entries.append(Drawn(name, source.manifest, source.weight, rows, domains, dropped))
+        return entries
 
     def _usable(self, rows: Rows, stage: Stage) -> Rows:
         """Rows to learn from: pairs for align, answerable prompts for rl, preferences for dpo and rm, else turns."""

@@ -63,7 +63,8 @@ class Source(Frozen):
 class Rule(Frozen):
     """One gate on a metric of the stage's evaluation; `init` is the model that the stage started from.
 
-    `eval/*/accuracy` stands for every domain.
+    `eval/*/accuracy` stands for every domain. `not_below` on an accuracy holds the lower bound (95 %) of the difference
+    on the same questions against −margin.
     """
 
     metric: str
@@ -95,9 +96,9 @@ class EvaluateOptions(Frozen):
 class Stage(Frozen):
     """One stage; what `defaults` says holds where the stage says nothing.
 
-    Its length is given in `steps` or in `epochs`: visits to each sample of the mixture's heaviest source. `init` is an
-    earlier stage or a model's address, null: the stage before. `register` makes the promoted model a version of the
-    registry.
+    Its length is given in `steps`, or in `epochs`: once as many samples as the mixture's sources hold together. `init`
+    is an earlier stage or a model's address, null: the stage before. `register` makes the promoted model a version of
+    the registry.
     """
 
     model_config = ConfigDict(populate_by_name=True)

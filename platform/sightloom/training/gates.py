@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from sightloom.evaluation.intervals import Difference
 from sightloom.training.curriculum import Rule
 
 _SLACK: Final = 1e-9  # 0.55 + 0.05 is not 0.6 in floating point
@@ -20,13 +21,19 @@ class Verdict:
     text: str
 
 
-def decide(rules: Sequence[Rule], metrics: Mapping[str, float], init: Mapping[str, float]) -> list[Verdict]:
+def decide(
+    rules: Sequence[Rule],
+    metrics: Mapping[str, float],
+    init: Mapping[str, float],
+    paired: Mapping[str, Difference] | None = None,
+) -> list[Verdict]:
     """Apply the rules; a metric that is missing or not a number does not pass.
 
-    A `*` in a rule's metric stands for every domain that both sides measured.
+    A `*` in a rule's metric stands for every domain that both sides measured. Where the same questions were asked
+    before and after (`paired`, by metric), `not_below` asks for the lower bound of the difference, not for its value.
     """
     return [
-        _one(rule, name, metrics, init)
+        _one(rule, name, metrics, init, paired or {})
         for rule in rules
         for name in (_names(rule.metric, metrics) if "*" in rule.metric else [rule.metric])
     ]
@@ -38,12 +45,25 @@ def missing_at_init(rules: Sequence[Rule], init: Mapping[str, float]) -> bool:
     return any(not _names(rule.metric, init) for rule in relative)
 
 
+def needs_pairs(rules: Sequence[Rule]) -> bool:
+    """Whether a rule asks whether an accuracy was kept: the start then answers the same questions."""
+    return any(rule.not_below is not None and rule.metric.endswith("/accuracy") for rule in rules)
+
+
 def _names(pattern: str, metrics: Mapping[str, float]) -> list[str]:
     names = fnmatch.filter(metrics, pattern)
     return [name for name in names if "*" not in pattern or name.split("/")[1] not in ("all", "steps", "format")]
 
 
-def _one(rule: Rule, name: str, metrics: Mapping[str, float], init: Mapping[str, float]) -> Verdict:
+def _one(
+    rule: Rule, name: str, metrics: Mapping[str, float], init: Mapping[str, float], paired: Mapping[str, Difference]
+) -> Verdict:
+    if rule.not_below is not None and name in paired:
+        found = paired[name]
+        text = (
+            f"{name} {metrics[name]:.4g}: {found.value:+.4g} against the start, with 95 % at least {found.lower:+.4g}"
+        )
+        return Verdict(name, found.lower >= -rule.margin - _SLACK, f"{text} >= {-rule.margin:+.4g}")
     value = metrics.get(name, math.nan)
     start = init.get(name, math.nan)
     if rule.min is not None:

@@ -10,6 +10,8 @@ from sightloom.evaluation.suites import from_manifest
 from sightloom.model.load import VLM
 from sightloom.progress import Progress
 from sightloom.training.curriculum import Stage
+from sightloom.training.notes import PREVIEWS
+from sightloom.training.previews import write_previews
 from sightloom.training.run_options import Data
 
 
@@ -20,10 +22,10 @@ class Examiner:
         self._data, self._seed, self._progress = data, seed, progress
         self._examples: dict[int, list[Example]] = {}
 
-    def ask(self, vlm: VLM, stage: Stage, folder: Path | None) -> dict[str, float]:
+    def ask(self, vlm: VLM, stage: Stage, folder: Path | None = None, previews: Path | None = None) -> dict[str, float]:
         """Accuracy per domain, over all, on questions that need steps, and the share of well-formed answers.
 
-        The rows are kept in `folder`, if one is given.
+        The rows are kept in `folder`, samples with their pictures in `previews`, where they are given.
         """
         options = stage.evaluate
         examples = self._read(min(options.per_domain, self._data.heldout_max))
@@ -31,6 +33,8 @@ class Examiner:
         result = evaluate(examples, LocalAnswerer(vlm, options.batch), decoding, progress=self._progress)
         if folder is not None:
             save(result, str(folder))
+        if previews is not None:
+            write_previews(result, examples, f"Stage {stage.name}", previews, PREVIEWS)
         metrics = {f"eval/{name}/accuracy": measure.value for name, measure in result.domains.items()}
         metrics |= {
             "eval/all/accuracy": result.overall.value,

@@ -1,56 +1,34 @@
 """One stage of a curriculum, as the driver sees it: order it, examine its export, decide, promote."""
 
-import logging
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Final
 
 from sightloom import storage
 from sightloom.config import canonical_json, digest, flatten
 from sightloom.errors import SightloomError
+from sightloom.evaluation.intervals import Difference
+from sightloom.evaluation.result import read_rows
 from sightloom.model.load import VLM, load
-from sightloom.progress import Progress, Step
+from sightloom.progress import Progress
 from sightloom.tracking import Status, Tracker
 from sightloom.training.checkpoint_store import CheckpointStore
+from sightloom.training.corpus import Corpus
 from sightloom.training.crew import LazyCrew, store_of
 from sightloom.training.curriculum import Curriculum, Stage
 from sightloom.training.export import verify
-from sightloom.training.gates import Verdict, decide, missing_at_init
+from sightloom.training.forgetting import differences
+from sightloom.training.gates import Verdict, decide, missing_at_init, needs_pairs
 from sightloom.training.measure import Examiner
+from sightloom.training.notes import Notes
 from sightloom.training.proof import the_outsider
 from sightloom.training.rollout_page import PAGES
-from sightloom.training.trainer import Event
+from sightloom.training.stage_report import StageReport, Start, tracked_run
 from sightloom.training.worker import StageOrder
 
-_log = logging.getLogger(__name__)
 NUMERICS: Final = 1  # raised when the same file would give other numbers: finished stages are then run again
-
-
-@dataclass(frozen=True, slots=True)
-class StageReport:
-    """What became of a stage; `status` is promoted, or warned when a gate failed and the file says `gates: warn`."""
-
-    name: str
-    objective: str
-    steps: int
-    samples: int
-    seconds: float
-    metrics: dict[str, float]
-    status: str
-    model_dir: str
-    digest: str
-    run_id: str
-    gates: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Start:
-    """A model that a stage may start from, with what it was measured to be."""
-
-    folder: Path
-    digest: str
-    metrics: Mapping[str, float]
+_ROWS: Final = "rows.jsonl"
 
 
 class StageDriver:
@@ -72,11 +50,12 @@ class StageDriver:
         self._parts, self._manifests, self._tracker, self._parent = parts, manifests, tracker, parent
         identity = {
             # gates decide about a stage, they do not change it
-            "stage": stage.model_dump(mode="json", exclude={"promote_if", "evaluate"}),
+            "stage": stage.model_dump(mode="json", exclude={"promote_if", "evaluate", "registers"}),
             "seed": curriculum.run.seed,
             "start": start.digest,
             "manifests": [manifest.digest for manifest in manifests.values()],
             "heldout": curriculum.data.heldout,
+            "pixels": curriculum.model.pixels,
             "numerics": NUMERICS,
         }
         self._digest = digest(identity)
@@ -90,9 +69,10 @@ class StageDriver:
         if not storage.exists(promoted):
             return None
         kept = storage.read_json(promoted)
-        return StageReport(**{**kept, "gates": tuple(kept["gates"])})
+        tuples = {key: tuple(kept[key]) for key in ("gates", "trained_on")}
+        return StageReport(**{**kept, **tuples})
 
-    def run(self, crew: LazyCrew, examiner: Examiner, progress: Progress) -> StageReport:
+    def run(self, crew: LazyCrew, examiner: Examiner, corpus: Callable[[], Corpus], progress: Progress) -> StageReport:
         """The stage's report; what is already on disk is not done again."""
         promoted = self._folder / "promoted.json"
         params = flatten(self._stage) | {"digest": self._digest}
@@ -101,16 +81,34 @@ class StageDriver:
         run_id = str(storage.read_json(str(run_file))["run_id"]) if known else ""
         if not known:
             run_id = tracked_run(self._tracker, run_file, self._stage.name, self._parent, params)
+        notes = Notes(self._tracker, run_id)
         status: Status = "FAILED"
         try:
-            trained = self._trained(crew, run_id, progress)
-            metrics, init = self._measured(trained, examiner)
-            verdicts = decide(self._stage.promote_if, metrics, init)
-            report = self._report(trained, metrics, verdicts, run_id)
+            drawn = corpus().drawn(self._stage) if not known else []
+            notes.inputs(drawn, self._manifests)
+            trained = self._trained(crew, notes, progress)
             if not known:
-                self._tracker.log_metrics(run_id, metrics, trained["steps"])
+                notes.rollouts(self._folder / PAGES)
+            metrics, init = self._measured(trained, examiner, notes)
+            verdicts = decide(self._stage.promote_if, metrics, init, self._kept())
+            report = self._report(trained, metrics, verdicts, run_id)
+            if known:
+                kept = self.finished()
+                assert kept is not None
+                report = replace(
+                    report, init=kept.init, trained_on=kept.trained_on, dropped=kept.dropped, registered=kept.registered
+                )
+            else:
+                self._tracker.log_metrics(run_id, metrics | self._cost(trained), trained["steps"])
                 self._tracker.log_metrics(self._parent, metrics, self._number)
                 self._tracker.set_tags(run_id, {"status": report.status, "model_digest": report.digest})
+                report = replace(
+                    report,
+                    init=init,
+                    trained_on=tuple(sorted({domain for entry in drawn for domain in entry.domains})),
+                    dropped={entry.name: entry.dropped for entry in drawn if entry.dropped},
+                    registered=self._noted_model(notes, report),
+                )
                 storage.write(str(promoted), canonical_json(asdict(report)))
                 CheckpointStore(self._store).prune(self._folder.name, keep=0)
             status = "FINISHED"
@@ -122,31 +120,24 @@ class StageDriver:
             if not known:
                 self._tracker.end_run(run_id, status)
 
-    def _trained(self, crew: LazyCrew, run_id: str, progress: Progress) -> dict[str, Any]:
+    def _trained(self, crew: LazyCrew, notes: Notes, progress: Progress) -> dict[str, Any]:
         done = self._folder / "trained.json"
         if storage.exists(str(done)):
             return dict(storage.read_json(str(done)))
         the_outsider()  # imports what it needs while the stage trains
         with progress.step(self._stage.name, total=self._stage.num_steps, unit="steps") as step:
-            outcome = crew.get().run(self._order(), self._listener(step, run_id))
+            outcome = crew.get().run(self._order(), lambda event: notes.hear(event, step))
         if "failed" in outcome:
             raise SightloomError(f"stage '{self._stage.name}': {outcome['failed']}", outcome.get("hint", ""))
-        self._show_rollouts(run_id)
         storage.write(str(done), canonical_json(outcome))
         return outcome
 
-    def _show_rollouts(self, run_id: str) -> None:
-        """Give the tracker the pages of rollouts, and name the tables so that MLflow's page shows them."""
-        files = sorted((self._folder / PAGES).glob("step-*"))
-        for file in files:
-            self._tracker.log_file(run_id, file, "rollouts")
-        tables = [{"path": f"rollouts/{file.name}", "type": "table"} for file in files if file.suffix == ".json"]
-        if tables:
-            self._tracker.set_tags(run_id, {"mlflow.loggedArtifacts": canonical_json(tables).decode()})
-
-    def _measured(self, trained: dict[str, Any], examiner: Examiner) -> tuple[dict[str, float], dict[str, float]]:
+    def _measured(
+        self, trained: dict[str, Any], examiner: Examiner, notes: Notes
+    ) -> tuple[dict[str, float], dict[str, float]]:
         """Metrics of the export and of the start."""
-        done = self._folder / f"measured-{self._examined}.json"
+        paired = "-paired" if needs_pairs(self._stage.promote_if) else ""
+        done = self._folder / f"measured-{self._examined}{paired}.json"
         if storage.exists(str(done)):
             kept = storage.read_json(str(done))
             return dict(kept["metrics"]), dict(kept["init"])
@@ -154,12 +145,52 @@ class StageDriver:
         the_outsider().prove(self._folder / "model")
         metrics = dict(trained["metrics"])
         init = {**self._start.metrics, **trained["init"]}
-        if self._stage.objective.kind not in ("align", "rm"):  # neither is a model that answers
-            metrics |= examiner.ask(vlm, self._stage, self._folder / "evaluation")
-            if missing_at_init(self._stage.promote_if, init):
-                init = {**examiner.ask(self._loaded_start(), self._stage, None), **init}
+        rules = self._stage.promote_if
+        if self._stage.answers:
+            previews = self._folder / "previews"
+            metrics |= examiner.ask(vlm, self._stage, self._rows(self._folder), previews)
+            notes.previews(previews)
+            if needs_pairs(rules) and not storage.exists(str(self._rows(self._start.folder.parent) / _ROWS)):
+                init |= examiner.ask(self._loaded_start(), self._stage, self._rows(self._folder, "start-"))
+            elif missing_at_init(rules, init):
+                init = {**examiner.ask(self._loaded_start(), self._stage), **init}
         storage.write(str(done), canonical_json({"metrics": metrics, "init": init}))
         return metrics, init
+
+    def _rows(self, folder: Path, of: str = "") -> Path:
+        """Where the answers to this stage's questions, asked in its way, lie in a stage's folder."""
+        return folder / f"{of}evaluation-{self._examined}"
+
+    def _kept(self) -> dict[str, Difference]:
+        """By how much accuracy changed on the same questions; empty where the start was not asked them."""
+        if not needs_pairs(self._stage.promote_if) or not self._stage.answers:
+            return {}
+        own = self._rows(self._folder, "start-")
+        before = own if storage.exists(str(own / _ROWS)) else self._rows(self._start.folder.parent)
+        return differences(read_rows(self._rows(self._folder)), read_rows(before))
+
+    def _cost(self, trained: dict[str, Any]) -> dict[str, float]:
+        """GPU-hours and their price, where there are GPUs and a price."""
+        hours = self._curriculum.ray.gpus * trained["seconds"] / 3600
+        price = self._curriculum.tracking.usd_per_gpu_hour
+        if not hours:
+            return {}
+        return {"cost/gpu_hours": hours} | ({} if price is None else {"cost/usd": hours * price})
+
+    def _noted_model(self, notes: Notes, report: StageReport) -> str | None:
+        tags = {
+            "sightloom.digest": report.digest,
+            "sightloom.parent": self._start.digest,
+            "sightloom.stage": self._stage.name,
+            "sightloom.folder": report.model_dir,
+            "sightloom.status": report.status,
+            "sightloom.manifests": ",".join(manifest.digest for manifest in self._manifests.values()),
+        }
+        run = self._curriculum.run.name
+        registers = self._stage.registers
+        name = run if registers else f"{run}-{self._stage.name}"
+        folder = self._folder / "model"
+        return notes.model(name, folder, tags, report.metrics, report.steps, registers)
 
     def _loaded_start(self) -> VLM:
         return load(str(self._start.folder), pixels=self._curriculum.model.pixels)
@@ -215,44 +246,3 @@ class StageDriver:
             pixels=self._curriculum.model.pixels,
             info=info,
         )
-
-    def _listener(self, step: Step, run_id: str) -> Any:
-        shown = logged = saved = 0
-
-        def hear(event: Event) -> None:
-            nonlocal shown, logged, saved
-            if event["kind"] == "unusable":
-                self._tracker.set_tags(run_id, {f"checkpoint.unusable.{event['name']}": event["reason"]})
-                return
-            if event["kind"] == "checkpoint":
-                if event["step"] > saved:  # a restarted group may save a step again
-                    saved = event["step"]
-                    self._tracker.log_metrics(run_id, event["metrics"], saved)
-                if event["problem"]:
-                    _log.warning("checkpoint of step %d left out: %s", event["step"], event["problem"])
-                return
-            if event["kind"] == "step" and event["step"] > logged:  # a restarted group says some steps twice
-                logged = event["step"]
-                metrics = event["metrics"]
-                self._tracker.log_metrics(run_id, metrics, event["step"])
-                words = [f"{name.split('/')[-1]} {metrics[name]:.3g}" for name in _SHOWN if name in metrics]
-                step.note("  ".join(words))
-            step.advance(event["step"] - shown)
-            shown = event["step"]
-
-        return hear
-
-
-_SHOWN: Final = ("train/loss", "train/caption_loss", "rollout/accuracy", "speed/samples_per_s")
-
-
-def tracked_run(tracker: Tracker, file: Path, name: str, parent: str | None, params: Mapping[str, str]) -> str:
-    """The run kept in `file`, set back to running, or a new one."""
-    if file.is_file():
-        kept = storage.read_json(str(file))
-        if kept["uri"] == tracker.uri:
-            tracker.resume_run(kept["run_id"])
-            return str(kept["run_id"])
-    run_id = tracker.start_run(name, parent, {}, params)
-    storage.write(str(file), canonical_json({"run_id": run_id, "uri": tracker.uri}))
-    return run_id

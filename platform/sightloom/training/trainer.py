@@ -11,6 +11,7 @@ import asyncio
 import os
 import threading
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, Final
 
 import ray
@@ -22,6 +23,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from sightloom import storage
 from sightloom.errors import MayPass, SightloomError
+from sightloom.node_metrics import NodeMetrics
 from sightloom.training.parallel import Workers
 from sightloom.training.run_options import RayOptions
 from sightloom.training.saver import Hooks
@@ -177,8 +179,12 @@ def work(config: dict[str, Any]) -> None:
     while (raw := ray.get(desk.take.remote(done))) is not None:
         order = StageOrder.model_validate(raw)
         say = _speaker(desk, order.number) if workers.rank == 0 else _silent
+        # one worker of each node says what its node is busy with
+        first = context.get_local_rank() == 0
+        node = NodeMetrics(f"node_{context.get_node_rank()}", _speaker(desk, order.number))
         try:
-            outcome = run_stage(order, workers, say, _HOOKS)
+            with node if first else nullcontext():
+                outcome = run_stage(order, workers, say, _HOOKS)
         except SightloomError as error:  # the same on every worker, and again on every retry: said, not retried
             outcome = {"failed": error.message, "hint": error.hint}
         workers.barrier()

@@ -16,7 +16,7 @@ from sightloom.model.chat import Encoder
 from sightloom.model.heads import ContrastiveHeads, RewardHead, TrainableVLM
 from sightloom.model.load import VLM, load
 from sightloom.model.modules import module_groups
-from sightloom.model.stream import Filler, skeleton
+from sightloom.model.stream import Filler, place_buffers, skeleton
 from sightloom.training.checkpoint import Position
 from sightloom.training.checkpoint_store import CheckpointStore
 from sightloom.training.consumed import ConsumptionLog
@@ -93,8 +93,10 @@ def run_stage(
         vlm.model.gradient_checkpointing_enable({"use_reentrant": False})
     if not streamed:
         model.to(workers.device)
-    elif model.heads is not None:
-        model.heads.to(workers.device)
+    else:
+        place_buffers(model, workers.device)
+        if model.heads is not None:
+            model.heads.to(workers.device)
     if order.parallel.compile:
         compile_blocks(model)
     if workers.sharded:

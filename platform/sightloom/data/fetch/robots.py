@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import datetime
 import hashlib
+from collections import Counter
 from urllib.parse import urlsplit
 from urllib.robotparser import RobotFileParser
 
@@ -15,6 +16,7 @@ from sightloom.config import canonical_json
 from sightloom.errors import UserMistake
 
 MAX_BYTES = 500_000
+MAX_FAILURES = 3  # to be told a host's rules, in a task: all its URLs wait for each
 
 
 class Robots:
@@ -23,14 +25,25 @@ class Robots:
     def __init__(self, folder: str, day: datetime.date) -> None:
         self._folder = storage.join(folder, day.isoformat())
         self._rules: dict[str, asyncio.Task[RobotFileParser | None]] = {}
+        self._failures = Counter[str]()
 
     async def allows(self, session: aiohttp.ClientSession, agent: str, url: str) -> bool:
-        """Whether a host lets this agent fetch a URL now; errors of the connection are raised."""
+        """Whether a host lets this agent fetch a URL now.
+
+        Errors of the connection are raised; the next call asks again, until three in all have failed.
+        """
         parts = urlsplit(url)
         origin = f"{parts.scheme}://{parts.netloc}"
         if origin not in self._rules:
             self._rules[origin] = asyncio.create_task(self._read(session, origin))
-        rules = await self._rules[origin]
+        asked = self._rules[origin]
+        try:
+            rules = await asked
+        except (aiohttp.ClientError, OSError, ValueError):  # a timeout is an OSError
+            if self._rules.get(origin) is asked and self._failures[origin] < MAX_FAILURES - 1:
+                del self._rules[origin]
+                self._failures[origin] += 1
+            raise
         return rules is not None and rules.can_fetch(agent, url)
 
     async def _read(self, session: aiohttp.ClientSession, origin: str) -> RobotFileParser | None:

@@ -30,7 +30,7 @@ BEFORE_RULES = ("dup_", OVERLAP)  # how the reasons of deduplication begin
 def columns_shown(prepared: Prepared) -> tuple[str, ...]:
     """Return the stored columns that the report reads of every row; the texts of shown rows are read apart."""
     names = ("status", "kind", "domain", "src_pos", "src_offset", "src_size", FILE, *SIGNALS)
-    tops = (name for top in prepared.recipe.select.top for name in (top.by, top.per) if name is not None)
+    tops = (name for top in prepared.recipe.select.all_tops for name in (top.by, top.per) if name is not None)
     derived = prepared.recipe.select.derive
     return tuple(dict.fromkeys((*names, *prepared.columns_of_scores, *(n for n in tops if n not in derived))))
 
@@ -52,7 +52,7 @@ def write_report(
     if storage.exists(page):
         return page
     facts = collect(prepared, scored, table, decision, manifest, seconds)
-    per = {top.by: top.per for top in recipe.select.top if top.per is not None}
+    per = {top.by: top.per for top in recipe.select.all_tops if top.per is not None}
     found: list[Gallery] = pictures(table, scored, duplicates, decision, files, recipe.report.gallery, per)
     storage.write(storage.join(folder, "report.json"), canonical_json(facts))
     storage.write(page, render(recipe.name, facts, found).encode())
@@ -78,8 +78,9 @@ def collect(
     if not totals.kept:
         warnings.append("nothing was kept: see which rule dropped it")
     alone = {name: count for name, count in totals.dropped.items() if name.startswith(BEFORE_RULES)}
-    alone |= decision.alone | tops_alone(table, recipe.select.top)
-    cuts = rule_cuts(recipe.select.rules.values())
+    alone |= decision.alone | tops_alone(table, recipe.select.all_tops)
+    rules = recipe.select.all_rules
+    cuts = rule_cuts(rules.values())
     columns = [*prepared.columns_of_scores, *recipe.select.derive, *SIGNALS]
     return {
         "name": recipe.name,
@@ -88,7 +89,7 @@ def collect(
         "kept": totals.kept,
         "dropped": totals.dropped,
         "alone": alone,
-        "order": list(dict.fromkeys([*_statuses(decision, recipe.select.rules), *recipe.select.rules])),
+        "order": list(dict.fromkeys([*_statuses(decision, rules), *rules])),
         "failed": totals.failed,
         "warnings": warnings,
         "domains": _domains(table, decision),

@@ -5,7 +5,7 @@ Shapes: N samples, H and W pixels, T tokens, D features.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,11 +67,12 @@ class ClipModel:
 
     def image_features(self, crops_NHWC: npt.NDArray[np.uint8]) -> torch.Tensor:
         """Return normalised image features, float32 [N, D]."""
-        parts = []
-        for start in range(0, len(crops_NHWC), self.spec.scorer.batch):
-            pixels_NCHW = self.pixels(crops_NHWC[start : start + self.spec.scorer.batch])
-            parts.append(self.model.encode_image(pixels_NCHW).float())
-        return torch.nn.functional.normalize(torch.cat(parts), dim=-1)
+
+        def encode(rows: slice) -> torch.Tensor:
+            return self.model.encode_image(self.pixels(crops_NHWC[rows])).float()
+
+        features_ND = in_batches(encode, len(crops_NHWC), self.spec.scorer.batch)
+        return torch.nn.functional.normalize(features_ND, dim=-1)
 
     def pixels(self, crops_NHWC: npt.NDArray[np.uint8]) -> torch.Tensor:
         """Return crops as the model wants them, normalised, [N, 3, side, side]."""
@@ -83,14 +84,32 @@ class ClipModel:
         distinct = list(dict.fromkeys(texts))
         tokens_NT = self.tokenizer(distinct)
         order = torch.argsort((tokens_NT != 0).sum(1), stable=True)
-        features: list[torch.Tensor] = []
-        for start in range(0, len(distinct), self.spec.scorer.batch):
-            batch_NT = tokens_NT[order[start : start + self.spec.scorer.batch]].to(self.device)
-            features.append(encode_text(self.model, batch_NT).float())
-        unsorted_ND = torch.cat(features)[torch.argsort(order).to(self.device)]
+
+        def encode(rows: slice) -> torch.Tensor:
+            return encode_text(self.model, tokens_NT[order[rows]].to(self.device)).float()
+
+        sorted_ND = in_batches(encode, len(distinct), self.spec.scorer.batch)
+        unsorted_ND = sorted_ND[torch.argsort(order).to(self.device)]
         place = {text: index for index, text in enumerate(distinct)}
         chosen = torch.tensor([place[text] for text in texts], device=self.device)
         return torch.nn.functional.normalize(unsorted_ND[chosen], dim=-1)
+
+
+def in_batches(encode: Callable[[slice], torch.Tensor], rows: int, batch: int) -> torch.Tensor:
+    """Return what `encode` gives of all rows, batch by batch; a batch that a GPU's memory does not hold is halved."""
+    parts: list[torch.Tensor] = []
+    start = 0
+    while start < rows:
+        try:
+            parts.append(encode(slice(start, start + batch)))
+        except torch.OutOfMemoryError:
+            if batch == 1:
+                raise
+            batch //= 2
+            torch.cuda.empty_cache()
+            continue
+        start += batch
+    return torch.cat(parts)
 
 
 def encode_text(model: Any, tokens_NT: torch.Tensor) -> torch.Tensor:

@@ -19,13 +19,17 @@ CHAT: Final = "v1/chat/completions"
 
 
 class Connection:
-    """An HTTP session to a server, and the server's process where it is ours."""
+    """An HTTP session to a server, and the server's process where it is ours.
+
+    Raises:
+        UserMistake: there is no vLLM here, or no such key file.
+    """
 
     def __init__(self, folder: Path, settings: VllmSettings, words: Vocabulary, window: int) -> None:
         self._settings = settings
         self.child: Child | None = None
         if settings.url is not None:
-            key = Path(settings.key_file).read_text(encoding="utf-8").strip() if settings.key_file else ""
+            key = _key_in(settings.key_file) if settings.key_file else ""
             self._http = _session(aiohttp.TCPConnector(limit=0), f"{settings.url.rstrip('/')}/", key, settings.stall_s)
             return
         key = secrets.token_urlsafe(32)
@@ -97,6 +101,13 @@ class Connection:
             self.child.close()
             await self.child.wait(2 * self._settings.stop_grace_s + 10)
         await self._http.close()
+
+
+def _key_in(file: str) -> str:
+    try:
+        return Path(file).read_text(encoding="utf-8").strip()
+    except OSError as error:
+        raise UserMistake(f"the key file '{file}' cannot be read: {error.strerror}", "correct 'key_file'") from error
 
 
 def _session(connector: aiohttp.BaseConnector, base: str, key: str, stall_s: float) -> aiohttp.ClientSession:
