@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from sightloom.objectives.entropy import band_distance, band_loss, band_slope, token_entropy
 from sightloom.objectives.kl import ESTIMATORS, k3, k3_k2grad
-from sightloom.objectives.policy import Totals, aggregate, clip_loss, mismatch_weight
+from sightloom.objectives.policy import Totals, aggregate, cispo_loss, clip_loss, gspo_loss, mismatch_weight
 
 LENGTHS = [3, 1, 0, 5]
 
@@ -63,6 +63,51 @@ def test_on_policy_the_gradient_is_the_plain_policy_gradient() -> None:
     logprobs, _, advantages, _ = tokens()
     (gradient,) = torch.autograd.grad(clip_loss(logprobs, logprobs, advantages).loss_M.sum(), logprobs)
     torch.testing.assert_close(gradient, -advantages)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_gspo_is_the_clipped_loss_of_one_ratio_a_response(sign: int) -> None:
+    logprobs, old, advantages, response = tokens()
+    ours = gspo_loss(logprobs, old, sign * advantages, response, 4, 0.01, 0.02)
+    total = aggregate(ours.loss_M, response, 4, "sequence", Totals(9, 4, 16))
+    wanted = 0 * logprobs.sum()
+    for number, length in enumerate(LENGTHS):
+        mine = response == number
+        if length:
+            ratio = ((logprobs - old)[mine].sum() / length).exp()
+            advantage = sign * advantages[mine][0]
+            wanted = wanted - torch.minimum(ratio * advantage, ratio.clamp(0.99, 1.02) * advantage) / 4
+    torch.testing.assert_close(total, wanted)
+    gradients = [torch.autograd.grad(each, logprobs, retain_graph=True)[0] for each in (total, wanted)]
+    torch.testing.assert_close(*gradients)
+    assert torch.equal(gradients[0] == 0, ours.clipped_M)
+    other = gspo_loss(logprobs, old, -sign * advantages, response, 4, 0.01, 0.02)
+    assert (ours.clipped_M ^ other.clipped_M).all()  # every ratio here is outside the range, so one sign is clipped
+
+
+def test_cispo_cuts_the_weight_and_keeps_the_gradient_of_every_token() -> None:
+    logprobs, old, advantages, _ = tokens()
+    ours = cispo_loss(logprobs, old, advantages, high=0.5)
+    (gradient,) = torch.autograd.grad(ours.loss_M.sum(), logprobs)
+    weight = (logprobs.detach() - old).exp().clamp(max=1.5)
+    torch.testing.assert_close(gradient, -weight * advantages)
+    assert torch.equal(ours.clipped_M, (logprobs - old).exp() > 1.5) and ours.clipped_M.any()
+
+
+def test_on_policy_all_losses_have_one_gradient_when_aggregated_alike() -> None:
+    logprobs, _, advantages, response = tokens()
+    old = logprobs.detach()
+    losses = (
+        clip_loss(logprobs, old, advantages),
+        gspo_loss(logprobs, old, advantages, response, 4),
+        cispo_loss(logprobs, old, advantages),
+    )
+    totals = Totals(9, 4, 16)
+    clip, gspo, cispo = (
+        torch.autograd.grad(aggregate(loss.loss_M, response, 4, "sequence", totals), logprobs)[0] for loss in losses
+    )
+    torch.testing.assert_close(clip, cispo)
+    torch.testing.assert_close(clip, gspo)
 
 
 def test_the_mismatch_weight_is_capped_and_carries_no_gradient() -> None:

@@ -260,6 +260,53 @@ def test_a_stage_that_was_killed_goes_on_from_its_checkpoint_to_the_same_weights
     run(broken, say=events.append)
     assert events[0]["kind"] == "start" and events[0]["step"] == 2
     assert_equal_weights(whole, broken, 0.0)
+    if number == RL:
+        ours, theirs = (
+            {file.name: file.read_bytes() for file in (Path(each.folder) / "rollouts").iterdir()}
+            for each in (broken, whole)
+        )
+        assert ours == theirs and len(ours) == 3
+
+
+RL_SMALL = ("objective.rollout.keep=[0.0,1.0]", "objective.rollout.prompts=4", "objective.rollout.max_new_tokens=8",
+            "objective.rollout.n=4", "optim.kind=adamw")  # fmt: skip
+POLICIES = {
+    "kl-and-entropy": (
+        "objective.kl={coef: 0.1}",
+        "objective.entropy={coef: 0.5, bands: {default: [0.0, 0.1]}}",
+        "objective.advantage={name: g2rpo, scope: group+task, recenter: true}",
+    ),
+    "gspo": ("objective.loss={name: gspo, aggregate: sequence, clip: [0.0003, 0.0004]}",),
+    "dr_grpo": ("objective.loss={name: clip, aggregate: constant}", "objective.advantage={name: dr_grpo}"),
+    "cispo": ("objective.loss={name: cispo, clip: [1.0, 4.0]}", "objective.advantage={name: rloo}"),
+}
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_a_policy_learns_the_same_on_two_workers_as_on_one(
+    order: Callable[..., StageOrder], unused_port: int, name: str
+) -> None:
+    options = (*RL_SMALL, *POLICIES[name], "steps=2", "train={decoder: 0.001}")
+    alone, together = order(RL, "one", *options), order(RL, "two", *options)
+    events: list[dict[str, Any]] = []
+    run(alone, say=events.append)
+    assert change(alone) > 1e-4
+    if name == "kl-and-entropy":
+        metrics = events[-1]["metrics"]
+        assert metrics["train/kl"] >= 0 and metrics["train/entropy"] > 0.1
+    run_on_two(together, unused_port)
+    assert_equal_weights(alone, together, PARAMETER_ATOL)
+
+
+def test_a_step_that_was_written_is_read_and_not_generated_again(order: Callable[..., StageOrder]) -> None:
+    first, second = order(RL, "first", *RL_SMALL, "steps=1"), order(RL, "second", *RL_SMALL, "steps=1")
+    run(first)
+    shutil.copytree(Path(first.folder) / "rollouts", Path(second.folder) / "rollouts")
+    (table,) = (Path(second.folder) / "rollouts").iterdir()
+    stamp = table.stat().st_mtime_ns
+    run(second)
+    assert table.stat().st_mtime_ns == stamp
+    assert_equal_weights(first, second, 0.0)
 
 
 def test_an_export_loads_with_transformers_alone_and_a_damaged_one_is_refused(order: Callable[..., StageOrder]) -> None:
@@ -374,4 +421,9 @@ def test_rollouts_are_kept_as_rows_and_a_step_without_signal_leaves_the_weights(
     rounds = done.stage.objective.rollout.rounds  # type: ignore[union-attr]
     assert rows.num_rows == 2 * 8 * rounds
     assert {"uid", "token_ids", "logprobs", "reward", "advantage", "text"} <= set(rows.column_names)
+    pages = Path(done.folder) / "rollout-pages"
+    text = (pages / "step-000000.html").read_text()
+    assert text.count("<img") == 2 * rounds and text.count("<tr class") == rows.num_rows
+    table = json.loads((pages / "step-000000.json").read_text())
+    assert len(table["data"]) == rows.num_rows and {len(row) for row in table["data"]} == {len(table["columns"])}
     assert change(done) == 0

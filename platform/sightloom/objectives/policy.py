@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 
 Aggregate = Literal["token", "sequence", "constant"]
+LossName = Literal["clip", "gspo", "cispo"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +54,40 @@ def clip_loss(
         loss = torch.where(capped, cap, loss)
         clipped = clipped | capped
     return TokenLoss(loss, clipped)
+
+
+def gspo_loss(
+    logprobs_M: torch.Tensor,
+    old_logprobs_M: torch.Tensor,
+    advantages_M: torch.Tensor,
+    response_M: torch.Tensor,
+    num_responses: int,
+    low: float = 3e-4,
+    high: float = 4e-4,
+) -> TokenLoss:
+    """`clip_loss` with one ratio a response, e^(mean of its tokens' log π − log π_old) (GSPO, Zheng et al. 2025).
+
+    Each token carries its response's loss; aggregated by `sequence` it is the paper's. The ratios are near 1, so the
+    range is far narrower than that of single tokens.
+    """
+    difference_M = logprobs_M - old_logprobs_M.detach()
+    sums = difference_M.new_zeros(num_responses).index_add(0, response_M, difference_M)
+    lengths = response_M.bincount(minlength=num_responses).clamp(min=1)
+    ratio = (sums / lengths).exp()[response_M]
+    plain = -ratio * advantages_M
+    bounded = -ratio.clamp(1 - low, 1 + high) * advantages_M
+    return TokenLoss(torch.maximum(plain, bounded), bounded > plain)
+
+
+def cispo_loss(
+    logprobs_M: torch.Tensor, old_logprobs_M: torch.Tensor, advantages_M: torch.Tensor, high: float = 4.0
+) -> TokenLoss:
+    """−sg[min(ρ, 1 + high)]·A·log π: the weight is clipped, the token's gradient never (CISPO, MiniMax-M1 2025).
+
+    `clipped_M` marks the tokens whose weight was cut; they still learn.
+    """
+    ratio = (logprobs_M.detach() - old_logprobs_M.detach()).exp()
+    return TokenLoss(-ratio.clamp(max=1 + high) * advantages_M * logprobs_M, ratio > 1 + high)
 
 
 def mismatch_weight(old_logprobs_M: torch.Tensor, rollout_logprobs_M: torch.Tensor, cap: float) -> torch.Tensor:

@@ -17,6 +17,7 @@ from sightloom.training.previews import TABLE
 
 _log = logging.getLogger(__name__)
 _SHOWN: Final = ("train/loss", "train/caption_loss", "rollout/accuracy", "speed/samples_per_s")
+ROLLOUTS: Final = "rollouts"
 PREVIEWS: Final = "predictions"  # folder among a run's artifacts
 
 
@@ -31,6 +32,7 @@ class Notes:
     def __init__(self, tracker: Tracker, run_id: str) -> None:
         self._tracker, self.run_id = tracker, run_id
         self._shown = self._logged = self._saved = 0
+        self._tables: list[str] = []
 
     def inputs(self, drawn: list[Drawn], manifests: Mapping[str, Any]) -> None:
         """One data set for each entry of the mixture: its manifest's digest, rows, weight, domains and drops."""
@@ -68,11 +70,24 @@ class Notes:
             step.advance(event["step"] - self._shown)
             self._shown = event["step"]
 
+    def rollouts(self, folder: Path) -> None:
+        """The pages of rollouts, and the same as tables."""
+        files = sorted(folder.glob("step-*"))
+        for file in files:
+            self._tracker.log_file(self.run_id, file, ROLLOUTS)
+        self._show([f"{ROLLOUTS}/{file.name}" for file in files if file.suffix == ".json"])
+
     def previews(self, folder: Path) -> None:
         """The page and the table of sample predictions."""
         self._tracker.log_file(self.run_id, folder, PREVIEWS)
-        logged = json.dumps([{"path": f"{PREVIEWS}/{TABLE}", "type": "table"}])
-        self._tracker.set_tags(self.run_id, {"mlflow.loggedArtifacts": logged})
+        self._show([f"{PREVIEWS}/{TABLE}"])
+
+    def _show(self, tables: list[str]) -> None:
+        """Name the tables so that MLflow's page shows them; the tag holds all of a run."""
+        self._tables += tables
+        if self._tables:
+            logged = json.dumps([{"path": path, "type": "table"} for path in self._tables])
+            self._tracker.set_tags(self.run_id, {"mlflow.loggedArtifacts": logged})
 
     def model(
         self, name: str, folder: Path, tags: Mapping[str, str], metrics: Mapping[str, float], step: int, register: bool

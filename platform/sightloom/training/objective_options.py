@@ -40,20 +40,73 @@ class SftObjective(Frozen):
 
 
 class Advantage(Frozen):
-    """How rewards become advantages (training.md §6)."""
+    """How rewards become advantages (training.md §6); the switches are those of g2rpo.
+
+    `scope: group+task` ranks the values of all of a task's groups of the step once more, as the paper's code does;
+    `recenter` then takes each group's mean away again.
+    """
 
     name: Literal["g2rpo", "grpo", "dr_grpo", "rloo"] = "g2rpo"
+    scope: Literal["group", "group+task"] = "group"
+    recenter: bool = False
     unit_variance: bool = False
+
+    @model_validator(mode="after")
+    def _switches_take_effect(self) -> "Advantage":
+        if self.name != "g2rpo" and (self.scope != "group" or self.recenter or self.unit_variance):
+            raise ValueError(f"scope, recenter and unit_variance are g2rpo's; {self.name} has none of them")
+        if self.recenter and self.scope == "group":
+            raise ValueError("recenter has no effect with scope: group, whose groups have mean 0")
+        return self
 
 
 class PolicyLoss(Frozen):
-    """The policy loss and how its tokens are aggregated."""
+    """The policy loss and how its tokens are aggregated.
 
-    name: Literal["clip"] = "clip"
+    GRPO: clip and sequence; Dr. GRPO: clip, constant, advantage dr_grpo; DAPO: clip [0.2, 0.28], token; GSPO: gspo,
+    sequence, clip near [0.0003, 0.0004]; CISPO: cispo, token, of whose clip only the upper bound counts.
+    """
+
+    name: Literal["clip", "gspo", "cispo"] = "clip"
     aggregate: Literal["token", "sequence", "constant"] = "token"
     clip: tuple[Positive, Positive] = (0.2, 0.3)
     dual_clip: Positive | None = 3.0
     tis_cap: Positive = 2.0
+
+    @model_validator(mode="after")
+    def _choices_fit(self) -> "PolicyLoss":
+        if self.name == "gspo" and self.aggregate != "sequence":
+            raise ValueError(f"gspo has one ratio a response: aggregate: sequence, not {self.aggregate}")
+        if self.name != "clip" and self.dual_clip is not None and "dual_clip" in self.model_fields_set:
+            raise ValueError(f"dual_clip belongs to loss clip; {self.name} has none: leave it out")
+        return self
+
+
+class Kl(Frozen):
+    """A penalty on the distance from the model that the stage starts from; coef 0: none, and no second model."""
+
+    coef: Annotated[float, Field(ge=0)] = 0.0
+    estimator: Literal["k1", "k2", "k3", "k3_k2grad"] = "k3_k2grad"
+
+
+class Entropy(Frozen):
+    """Keeps the mean entropy per token (nats) inside a band: `coef` times its distance to the band joins the loss.
+
+    `bands`: low and high per task; tasks without a band of their own share that of `default`.
+    """
+
+    coef: Annotated[float, Field(ge=0)] = 0.0
+    bands: dict[str, tuple[float, float]] = Field(default_factory=lambda: {"default": (0.0, 10.0)})
+
+    @field_validator("bands")
+    @classmethod
+    def _bands_rise(cls, value: dict[str, tuple[float, float]]) -> dict[str, tuple[float, float]]:
+        if "default" not in value:
+            raise ValueError("bands needs the key 'default'")
+        for task, (low, high) in value.items():
+            if not 0 <= low <= high:
+                raise ValueError(f"bands.{task}: 0 <= low <= high is needed, got {low}, {high}")
+        return value
 
 
 class Rewards(Frozen):
@@ -65,9 +118,13 @@ class Rewards(Frozen):
 
 
 class RolloutOptions(Frozen):
-    """A step samples `prompts` groups of `n` responses; groups with mean accuracy outside `keep` are replaced."""
+    """A step samples `prompts` groups of `n` responses; groups with mean accuracy outside `keep` are replaced.
 
-    engine: Literal["transformers", "vllm"] = "transformers"
+    `batch_size`: responses that are written side by side.
+    """
+
+    engine: Literal["transformers"] = "transformers"
+    batch_size: Count = 256
     prompts: Count = 8
     n: Annotated[int, Field(ge=2)] = 8
     temperature: Positive = 1.0
@@ -82,6 +139,8 @@ class RlObjective(Frozen):
     kind: Literal["rl"]
     advantage: Advantage = Advantage()
     loss: PolicyLoss = PolicyLoss()
+    kl: Kl = Kl()
+    entropy: Entropy = Entropy()
     rewards: Rewards = Rewards()
     length: dict[str, tuple[int, int, int, int]] = Field(default_factory=lambda: {"default": (0, 8, 64, 96)})
     rollout: RolloutOptions = RolloutOptions()

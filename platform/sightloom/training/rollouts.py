@@ -5,64 +5,39 @@ exchange. Which prompts a step uses, and every token of them, follow from (seed,
 number of workers. Groups without signal are replaced by the stream's next prompts, a bounded number of rounds.
 """
 
-import io
-import math
+import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 
-from sightloom import storage
+from sightloom.errors import SightloomError
 from sightloom.model.chat import Document, Encoder
 from sightloom.model.generation import Generation, GenerationRequest
 from sightloom.model.thinking import parse_response
 from sightloom.objectives.advantages import dr_grpo, g2rpo, grpo, rloo
-from sightloom.objectives.rewards import format_reward, length_reward, score
+from sightloom.objectives.rewards import format_reward, length_reward
 from sightloom.records import Answer
-from sightloom.training.corpus import Corpus
+from sightloom.training import rollout_page, rollout_rows
+from sightloom.training.corpus import Corpus, Picked
 from sightloom.training.curriculum import Stage
 from sightloom.training.engines import RolloutEngine
 from sightloom.training.objective_options import Advantage, RlObjective
 from sightloom.training.order import Order, keyed
 from sightloom.training.parallel import Workers
 from sightloom.training.reader import Reader
+from sightloom.training.rollout_numbers import rollout_numbers
+from sightloom.training.rollout_page import PAGES
+from sightloom.training.rollout_rows import PARTS, Group, Response
+from sightloom.training.scoring import Scorers
 
+_log = logging.getLogger(__name__)
+_PAGE_EVERY: Final = 10  # steps between two pages of rollouts
+_IDLE_WARNING: Final = 10  # steps without signal between two warnings
 _SAMPLE_DRAW: Final = 8  # purpose of the keyed draw
-_PARTS: Final = ("accuracy", "format", "length")
-
-
-@dataclass(frozen=True, slots=True)
-class Response:
-    """One scored response; `parts` are the reward's parts before weighting, each in [0, 1] or NaN."""
-
-    generation: Generation
-    seed: int
-    parts: dict[str, float]
-    reward: float
-
-
-@dataclass(frozen=True, slots=True)
-class Group:
-    """The responses to one prompt."""
-
-    row: int
-    uid: str
-    task: str
-    domain: str
-    prompt: Document
-    responses: tuple[Response, ...]
-    advantages: tuple[float, ...]
-
-    @property
-    def accuracy(self) -> float:
-        """Mean accuracy of the responses that could be scored."""
-        values = [r.parts["accuracy"] for r in self.responses if not math.isnan(r.parts["accuracy"])]
-        return sum(values) / len(values) if values else math.nan
 
 
 def advantages(rewards: Sequence[float], options: Advantage) -> tuple[float, ...]:
@@ -75,20 +50,44 @@ def advantages(rewards: Sequence[float], options: Advantage) -> tuple[float, ...
     return tuple(values[0].tolist())
 
 
-def rewarded(generation: Generation, seed: int, answer: Answer, task: str, options: RlObjective) -> Response:
+def across_tasks(groups: Sequence[Group], options: Advantage, workers: Workers) -> list[Group]:
+    """The groups with advantages ranked over all groups of their task, of all workers; they call it together."""
+    ours = [(group.task, [response.reward for response in group.responses]) for group in groups]
+    parts = workers.gather(ours)
+    everyone = [entry for part in parts for entry in part]
+    if not everyone:
+        return list(groups)
+    tasks = sorted({task for task, _ in everyone})
+    tasks_P = torch.tensor([tasks.index(task) for task, _ in everyone])
+    rewards_PG = torch.tensor([rewards for _, rewards in everyone], dtype=torch.float64)
+    values = g2rpo(rewards_PG, tasks_P, "group+task", options.recenter, options.unit_variance)
+    before = sum(len(part) for part in parts[: workers.rank])
+    mine = values[before : before + len(groups)].tolist()
+    return [replace(group, advantages=tuple(row)) for group, row in zip(groups, mine, strict=True)]
+
+
+def rewarded(
+    generation: Generation, seed: int, answer: Answer, task: str, options: RlObjective, scorers: Scorers
+) -> Response:
     """Score one response of a prompt that opened the think block."""
     parsed = parse_response(generation.text, thinking_opened=True)
     bounds = options.length.get(task, options.length["default"])
+    accuracy = scorers.score(parsed.content, answer)
     parts = {
-        "accuracy": score(parsed.content, answer).value,
+        "accuracy": accuracy.value,
         "format": format_reward(parsed).value,
         "length": length_reward(generation.num_tokens, bounds).value,
     }
-    return Response(generation, seed, parts, sum(getattr(options.rewards, name) * parts[name] for name in _PARTS))
+    total = sum(getattr(options.rewards, name) * parts[name] for name in PARTS)
+    return Response(generation, seed, parts, total, accuracy.detail)
 
 
 class Rollouts:
-    """This worker's groups, step after step. Tables of all responses are left in `folder`."""
+    """This worker's groups, step after step.
+
+    Tables of all responses are left in `folder`; a step whose table is there already is read, not generated: a restart
+    goes on with the same samples.
+    """
 
     def __init__(
         self,
@@ -100,13 +99,16 @@ class Rollouts:
         workers: Workers,
         seed: int,
         folder: Path,
+        scorers: Scorers | None = None,
     ) -> None:
         self._options, self._corpus, self._encoder = options, corpus, encoder
         self._engine, self._workers, self._seed, self._folder = engine, workers, seed, folder
         self._window = stage.batch.window
         self._order = Order(corpus.sources(stage), seed, self._window)
         self._reader = Reader(corpus)
+        self._scorers = scorers or Scorers()
         self.cursor = 0
+        self.idle = 0  # steps in a row that had no group with signal
         self.numbers: dict[str, float] = {}
 
     def get(self, step: int) -> list[Group]:
@@ -117,103 +119,113 @@ class Rollouts:
         kept: list[Group] = []
         everything: list[Group] = []
         missing, rounds = rollout.prompts, 0
+        written = self._written(step)
         while missing > 0 and rounds < rollout.rounds:
             rows = [self._row(self.cursor + i) for i in range(missing)]
             self.cursor += missing
-            made = self._generate(rows[self._workers.rank :: self._workers.world], step)
-            good = [group for group in made if rollout.keep[0] <= group.accuracy <= rollout.keep[1]]
+            made = self._groups(rows[self._workers.rank :: self._workers.world], step, written)
+            good = [group for group in made if self._has_signal(group)]
             everything += made
             kept += good
             missing -= sum(self._workers.gather_counts(len(good)))
             rounds += 1
-        self._note(everything, kept, time.perf_counter() - began)
-        self._write(step, everything)
+        if self._options.advantage.scope == "group+task":
+            kept = across_tasks(kept, self._options.advantage, self._workers)
+        self.numbers = rollout_numbers(everything, kept, time.perf_counter() - began, self._workers)
+        self._warn_if_idle()
+        if written is None:
+            ranked = {group.row: group for group in kept}
+            rows_of = [ranked.get(group.row, group) for group in everything]
+            rollout_rows.write(self._table(step), step, rows_of)
+            if step % _PAGE_EVERY == 0 and self._workers.rank == 0:
+                rollout_page.write(self._folder.parent / PAGES, step, rows_of, self._corpus)
         return kept
+
+    def _warn_if_idle(self) -> None:
+        self.idle = 0 if self.numbers["rollout/kept_share"] else self.idle + 1
+        self.numbers["rollout/steps_without_signal"] = float(self.idle)
+        if self.idle and self.idle % _IDLE_WARNING == 0:
+            _log.warning(
+                "no group of responses carried signal in %d steps: all were right or wrong beyond what keep allows; "
+                "%.2f of the responses are right",
+                self.idle,
+                self.numbers["rollout/accuracy"],
+            )
+
+    def close(self) -> None:
+        """End the scoring process."""
+        self._scorers.close()
+
+    def _has_signal(self, group: Group) -> bool:
+        low, high = self._options.rollout.keep
+        return low <= group.accuracy <= high
+
+    def _table(self, step: int) -> str:
+        return str(self._folder / f"step-{step:06d}-{self._workers.rank}of{self._workers.world}.parquet")
+
+    def _written(self, step: int) -> dict[int, tuple[Response, ...]] | None:
+        """The step as it was written before a restart, if it was on every worker."""
+        found = rollout_rows.read(self._table(step))
+        return found if all(self._workers.gather(found is not None)) else None
 
     def _row(self, position: int) -> int:
         window, place = divmod(position, self._window)
         return int(self._order.window(window)[place])
 
-    def _generate(self, rows: list[int], step: int) -> list[Group]:
-        rollout = self._options.rollout
+    def _groups(self, rows: list[int], step: int, written: dict[int, tuple[Response, ...]] | None) -> list[Group]:
         picked = self._reader.read(torch.tensor(rows, dtype=torch.int64).numpy()) if rows else []
-        requests: list[GenerationRequest] = []
         prompts: list[Document] = []
         for item in picked:
             conversation = item.sample.conversation
             conversation = conversation.with_image() if item.image is not None else conversation
             prompts.append(self._encoder.prompt(conversation, item.image, thinking=True))
+        if written is not None:
+            answered = [written[item.row] for item in picked]
+        else:
+            answered = self._answered(picked, prompts, step)
+        return [
+            Group(
+                item.row,
+                item.sample.uid,
+                item.sample.conversation.task,
+                item.sample.conversation.domain,
+                prompt,
+                responses,
+                advantages([response.reward for response in responses], self._options.advantage),
+            )
+            for item, prompt, responses in zip(picked, prompts, answered, strict=True)
+        ]
+
+    def _answered(self, picked: list[Picked], prompts: list[Document], step: int) -> list[tuple[Response, ...]]:
+        """Write and score the responses to each prompt."""
+        rollout = self._options.rollout
+        requests: list[GenerationRequest] = []
+        for item, prompt in zip(picked, prompts, strict=True):
             draws = keyed(self._seed, _SAMPLE_DRAW, item.row, step).integers(0, 2**62, rollout.n)
             requests += [
-                GenerationRequest(prompts[-1], rollout.max_new_tokens, rollout.temperature, seed=int(seed))
-                for seed in draws
+                GenerationRequest(prompt, rollout.max_new_tokens, rollout.temperature, seed=int(seed)) for seed in draws
             ]
         generations = self._engine.generate(requests)
-        groups = []
-        for number, (item, prompt) in enumerate(zip(picked, prompts, strict=True)):
+        answered = []
+        for number, item in enumerate(picked):
             conversation = item.sample.conversation
             if conversation.answer is None:
-                continue  # the mixture chooses rows with an answer
-            part = slice(number * rollout.n, (number + 1) * rollout.n)
-            responses = tuple(
-                rewarded(generation, request.seed, conversation.answer, conversation.task, self._options)
-                for generation, request in zip(generations[part], requests[part], strict=True)
-            )
-            weights = advantages([response.reward for response in responses], self._options.advantage)
-            groups.append(
-                Group(item.row, item.sample.uid, conversation.task, conversation.domain, prompt, responses, weights)
-            )
-        return groups
-
-    def _note(self, everything: list[Group], kept: list[Group], seconds: float) -> None:
-        responses = [response for group in everything for response in group.responses]
-        sums = {
-            "responses": float(len(responses)),
-            "tokens": float(sum(response.generation.num_tokens for response in responses)),
-            "stopped": float(sum(response.generation.finish == "stop" for response in responses)),
-            "groups": float(len(everything)),
-            "kept": float(len(kept)),
-            "seconds": seconds,
-        }
-        for name in _PARTS:
-            sums[name] = sum(r.parts[name] for r in responses if not math.isnan(r.parts[name]))
-        total = self._workers.sum_all(sums)
-        count = max(total["responses"], 1.0)
-        self.numbers = {f"rollout/{name}": total[name] / count for name in _PARTS}
-        self.numbers |= {
-            "rollout/length": total["tokens"] / count,
-            "rollout/stopped_share": total["stopped"] / count,
-            "rollout/groups": total["groups"],
-            "rollout/kept_share": total["kept"] / max(total["groups"], 1.0),
-            "rollout/tokens_per_s": total["tokens"] * self._workers.world / max(total["seconds"], 1e-9),
-        }
-
-    def _write(self, step: int, groups: list[Group]) -> None:
-        rows: list[dict[str, Any]] = []
-        for group in groups:
-            for sample, (response, advantage) in enumerate(zip(group.responses, group.advantages, strict=True)):
-                generation = response.generation
-                rows.append(
-                    {
-                        "uid": group.uid,
-                        "group": group.row,
-                        "sample": sample,
-                        "task": group.task,
-                        "domain": group.domain,
-                        "version": step,
-                        "seed": response.seed,
-                        "token_ids": list(generation.token_ids),
-                        "logprobs": list(generation.logprobs),
-                        "finish": generation.finish,
-                        **{f"reward_{name}": response.parts[name] for name in _PARTS},
-                        "reward": response.reward,
-                        "length": generation.num_tokens,
-                        "advantage": advantage,
-                        "text": generation.text,
-                    }
+                raise SightloomError(
+                    f"prompt '{item.sample.uid}' has no answer to check, though the table of its shard says so",
+                    "run `sightloom verify` on the shards",
                 )
-        if rows:
-            buffer = io.BytesIO()
-            pq.write_table(pa.Table.from_pylist(rows), buffer)
-            name = f"step-{step:06d}-{self._workers.rank}of{self._workers.world}.parquet"
-            storage.write(str(self._folder / name), buffer.getvalue())
+            part = slice(number * rollout.n, (number + 1) * rollout.n)
+            answered.append(
+                tuple(
+                    rewarded(
+                        generation,
+                        request.seed,
+                        conversation.answer,
+                        conversation.task,
+                        self._options,
+                        self._scorers,
+                    )
+                    for generation, request in zip(generations[part], requests[part], strict=True)
+                )
+            )
+        return answered

@@ -23,6 +23,7 @@ from sightloom.training.gates import Verdict, decide, missing_at_init, needs_pai
 from sightloom.training.measure import Examiner
 from sightloom.training.notes import Notes
 from sightloom.training.proof import the_outsider
+from sightloom.training.rollout_page import PAGES
 from sightloom.training.stage_report import StageReport, Start, tracked_run
 from sightloom.training.worker import StageOrder
 
@@ -86,6 +87,8 @@ class StageDriver:
             drawn = corpus().drawn(self._stage) if not known else []
             notes.inputs(drawn, self._manifests)
             trained = self._trained(crew, notes, progress)
+            if not known:
+                notes.rollouts(self._folder / PAGES)
             metrics, init = self._measured(trained, examiner, notes)
             verdicts = decide(self._stage.promote_if, metrics, init, self._kept())
             report = self._report(trained, metrics, verdicts, run_id)

@@ -13,16 +13,28 @@ import torch
 
 from sightloom.errors import SightloomError
 from sightloom.model.chat import Document
-from sightloom.model.load import VLM
+from sightloom.model.heads import TrainableVLM
+from sightloom.model.load import VLM, load
 from sightloom.model.packs import Pack
-from sightloom.objectives.policy import Totals, aggregate, clip_loss, mismatch_weight
+from sightloom.objectives.kl import ESTIMATORS
+from sightloom.objectives.policy import (
+    TokenLoss,
+    Totals,
+    aggregate,
+    cispo_loss,
+    clip_loss,
+    gspo_loss,
+    mismatch_weight,
+)
 from sightloom.training.corpus import Corpus
 from sightloom.training.curriculum import Stage
 from sightloom.training.engines import TransformersEngine
 from sightloom.training.objective_options import RlObjective
 from sightloom.training.parallel import Workers
-from sightloom.training.rollouts import Group, Rollouts
+from sightloom.training.rollout_rows import Group
+from sightloom.training.rollouts import Rollouts
 from sightloom.training.tasks.batch import Packer
+from sightloom.training.tasks.entropy_bands import EntropyBands
 from sightloom.training.tasks.objective import Loss
 
 _MAX_MISMATCH: Final = 0.1  # mean |Δ log-probability| between engine and trainer at equal weights
@@ -30,11 +42,12 @@ _MAX_MISMATCH: Final = 0.1  # mean |Δ log-probability| between engine and train
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PolicyBatch:
-    """Packed responses with their prompts; per label the advantage and the engine's log-probability."""
+    """Packed responses with their prompts; per label the advantage, the engine's log-probability, the band."""
 
     pack: Pack
     advantages_M: torch.Tensor
     rollout_logprobs_M: torch.Tensor
+    bands_M: torch.Tensor  # int64, which entropy band each token is held to
     num_responses: int
 
 
@@ -53,12 +66,26 @@ class Rl:
         seed: int,
         vlm: VLM,
         folder: Path,
+        rollouts: Rollouts | None = None,
     ) -> None:
         self._options, self._packer, self._workers = options, packer, workers
         self._max_tokens = stage.batch.max_tokens
         self._uids: list[str] = []
-        engine = TransformersEngine(vlm)
-        self._rollouts = Rollouts(options, stage, corpus, packer.encoder, engine, workers, seed, folder / "rollouts")
+        self._reference: TrainableVLM | None = None
+        if options.kl.coef > 0:
+            reference = load(str(vlm.folder), device=packer.device).model
+            self._reference = TrainableVLM(reference).eval().requires_grad_(False)
+        self._bands = EntropyBands(options.entropy, workers)
+        self._rollouts = rollouts or Rollouts(
+            options,
+            stage,
+            corpus,
+            packer.encoder,
+            TransformersEngine(vlm, options.rollout.batch_size),
+            workers,
+            seed,
+            folder / "rollouts",
+        )
 
     def batches(self, step: int) -> list[PolicyBatch]:
         """Micro-batches of this worker's responses, responses whole; blank ones where other workers have more."""
@@ -79,7 +106,15 @@ class Rl:
         }
 
     def prepare(self, model: Any, batches: list[PolicyBatch], counts: dict[str, float]) -> None:
-        """Nothing: a micro-batch stands for itself."""
+        """Where entropy is shaped, look at all tokens once: a band is about the mean of the whole step."""
+        if self._options.entropy.coef > 0:
+            with torch.no_grad():
+                self._bands.see((self._entropy(model, batch), batch.bands_M) for batch in batches)
+
+    def _entropy(self, model: Any, batch: PolicyBatch) -> torch.Tensor:
+        temperature = self._options.rollout.temperature
+        entropy: torch.Tensor = model(batch.pack, ("entropy",), temperature, sampled=True).entropy
+        return entropy
 
     def loss(self, model: torch.nn.Module, batch: PolicyBatch, counts: dict[str, float]) -> Loss:
         """The clipped policy loss, aggregated over all tokens (or responses) of the step.
@@ -99,21 +134,38 @@ class Rl:
                 f"rollouts and trainer differ by {float(drift.mean()):.3f} in mean log-probability at equal weights",
                 "the rollout engine does not run the trainer's model",
             )
-        token = clip_loss(logprobs_M, old_M, batch.advantages_M, *options.clip, options.dual_clip)
+        token = self._token_loss(logprobs_M, old_M, batch)
         weighted_M = token.loss_M * mismatch_weight(old_M, batch.rollout_logprobs_M, options.tis_cap)
+        num = float(batch.pack.num_labels)
+        sums = {
+            "policy_loss": (float(weighted_M.detach().sum()), num),
+            "entropy": (float(out.entropy.detach().sum()), num),
+            "mismatch": (float(drift.sum()), num),
+            "clipped": (float(token.clipped_M.sum()), num),
+        }
+        if self._reference is not None:
+            with torch.no_grad():
+                reference_M = self._reference(
+                    batch.pack, temperature=self._options.rollout.temperature, sampled=True
+                ).logprobs
+            divergence_M = ESTIMATORS[self._options.kl.estimator](logprobs_M, reference_M)
+            weighted_M = weighted_M + self._options.kl.coef * divergence_M
+            sums["kl"] = (float(divergence_M.detach().sum()), num)
         totals = Totals(counts["labels"], counts["responses"], self._options.rollout.max_new_tokens)
         num_documents = batch.pack.num_documents
         total = aggregate(weighted_M, batch.pack.label_documents, num_documents, options.aggregate, totals)
-        num = float(batch.pack.num_labels)
-        return Loss(
-            total,
-            {
-                "policy_loss": (float(weighted_M.detach().sum()), num),
-                "entropy": (float(out.entropy.detach().sum()), num),
-                "mismatch": (float(drift.sum()), num),
-                "clipped": (float(token.clipped_M.sum()), num),
-            },
-        )
+        if self._options.entropy.coef > 0:
+            total = total + self._options.entropy.coef * self._bands.loss(out.entropy, batch.bands_M)
+        return Loss(total, sums)
+
+    def _token_loss(self, logprobs_M: torch.Tensor, old_M: torch.Tensor, batch: PolicyBatch) -> TokenLoss:
+        options = self._options.loss
+        if options.name == "gspo":
+            owner_M, num = batch.pack.label_documents, batch.pack.num_documents
+            return gspo_loss(logprobs_M, old_M, batch.advantages_M, owner_M, num, *options.clip)
+        if options.name == "cispo":
+            return cispo_loss(logprobs_M, old_M, batch.advantages_M, options.clip[1])
+        return clip_loss(logprobs_M, old_M, batch.advantages_M, *options.clip, options.dual_clip)
 
     def consumed(self) -> list[str]:
         """Uids of the prompts of this worker's groups with signal."""
@@ -125,11 +177,11 @@ class Rl:
 
     def state(self) -> dict[str, Any]:
         """The place in the stream of prompts."""
-        return {"cursor": self._rollouts.cursor}
+        return {"cursor": self._rollouts.cursor, "idle": self._rollouts.idle}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on at a place."""
-        self._rollouts.cursor = int(state["cursor"])
+        self._rollouts.cursor, self._rollouts.idle = int(state["cursor"]), int(state["idle"])
 
     def measure(self, model: torch.nn.Module) -> dict[str, float]:
         """Nothing: answers are evaluated on the exported model."""
@@ -137,10 +189,11 @@ class Rl:
         return {}
 
     def close(self) -> None:
-        """Nothing is read ahead."""
+        """End the scoring process."""
+        self._rollouts.close()
 
     def _build(self, members: Sequence[tuple[Group, int]]) -> PolicyBatch:
-        documents, advantages, logprobs = [], [], []
+        documents, advantages, logprobs, bands = [], [], [], []
         for group, index in members:
             generation = group.responses[index].generation
             chosen = torch.tensor([not forced for forced in generation.forced], dtype=torch.bool)
@@ -153,10 +206,17 @@ class Rl:
                 )
             )
             logprobs.append(torch.tensor(generation.logprobs, dtype=torch.float32)[chosen])
-            advantages.append(torch.full((int(chosen.sum()),), group.advantages[index]))
+            num = int(chosen.sum())
+            advantages.append(torch.full((num,), group.advantages[index]))
+            bands.append(torch.full((num,), self._bands.index(group.task)))
         empty = [torch.zeros(0)]
+        device = self._packer.device
         return PolicyBatch(
-            self._packer.pack(documents), torch.cat(advantages or empty), torch.cat(logprobs or empty), len(members)
+            self._packer.pack(documents),
+            torch.cat(advantages or empty).to(device),
+            torch.cat(logprobs or empty).to(device),
+            torch.cat(bands or [torch.zeros(0, dtype=torch.int64)]).to(device),
+            len(members),
         )
 
 
