@@ -47,7 +47,7 @@ METRICS: Final[dict[str, Metric]] = {
                (*_ROUTED, "outcome"), emitted=True),
         Metric("media_rejected_total", "counter", "Pictures that the guard refused", ("reason",), emitted=True),
         Metric("rate_limited_total", "counter", "Requests over a key's quota", ("key", "kind"), emitted=True),
-        Metric("fallback_total", "counter", "The champion answered for a challenger", ("model", "reason"), emitted=True),
+        Metric("fallback_total", "counter", "Champions answering for challengers", ("model", "reason"), emitted=True),
         Metric("shadow_total", "counter", "Shadow requests", (*_ROUTED, "outcome")),
         Metric("engine_restarts_total", "counter", "Engines that were started again", ("model", "version", "reason")),
         Metric("ledger_events_total", "counter", "Ledger events: accepted or lost", ("kind", "outcome")),
