@@ -15,7 +15,6 @@ from sightloom.training.objective_options import RlObjective
         ({"loss": {"name": "cispo", "dual_clip": 3.0}}, "dual_clip belongs to loss clip"),
         ({"entropy": {"bands": {"count": (0.1, 0.5)}}}, "needs the key 'default'"),
         ({"entropy": {"bands": {"default": (0.5, 0.1)}}}, "0 <= low <= high"),
-        ({"rollout": {"engine": "vllm"}}, "transformers"),
         ({"rewards": {"accuracy": 0.5, "politeness": 0.5}}, "politeness"),
         ({"kl": {"coef": 0.1, "estimator": "k4"}}, "k3_k2grad"),
     ],

@@ -120,10 +120,10 @@ class Rewards(Frozen):
 class RolloutOptions(Frozen):
     """A step samples `prompts` groups of `n` responses; groups with mean accuracy outside `keep` are replaced.
 
-    `batch_size`: responses that are written side by side.
+    `batch_size`: responses that are written side by side. `engine: vllm` can be planned; training refuses it as yet.
     """
 
-    engine: Literal["transformers"] = "transformers"
+    engine: Literal["transformers", "vllm"] = "transformers"
     batch_size: Count = 256
     prompts: Count = 8
     n: Annotated[int, Field(ge=2)] = 8
