@@ -70,7 +70,7 @@ def main() -> None:
                 there.write("evaluate", 2)
                 there.write("verdict", 2, outcome="passed")
                 there.write("start", 2, override=True, plan=[])
-                while not ServeApi(dashboard).read().up(f"{MODEL}-v2"):
+                while not there.serve.read().up(f"{MODEL}-v2"):
                     time.sleep(0.2)
                 time.sleep(2)
                 there.write("promote", 2)
@@ -78,11 +78,11 @@ def main() -> None:
                 there.write("rollback", 1)
                 rolled_back_s = there.until_answered_by(1)
             there.write("evaluate", 2)  # its app is up again for the flips
-            while not ServeApi(dashboard).read().up(f"{MODEL}-v2"):
+            while not there.serve.read().up(f"{MODEL}-v2"):
                 time.sleep(0.2)
             time.sleep(3)
             stop_manager()  # one writer: from here on it is this program
-            api, seconds = ServeApi(dashboard), []
+            api, seconds = there.serve, []
             generation = api.read().routes.generation
             with load(there.address, given.clients) as seen:
                 for number in range(given.flips):

@@ -21,6 +21,7 @@ from sightloom.promotion.canary import CanaryPlan, CanaryStep, SloRules
 from sightloom.promotion.config import HttpConfig, ManagerConfig
 from sightloom.promotion.ledger import Ledger
 from sightloom.promotion.manager import start_manager, stop_manager
+from sightloom.promotion.serve_api import ServeApi
 from sightloom.registry import Registry, Version
 from sightloom.serving.deploy import wait_until_ready
 from sightloom.tracking import MlflowTracker
@@ -76,6 +77,10 @@ class Stage:
         return Ledger(self.uri)
 
     @property
+    def serve(self) -> ServeApi:
+        return ServeApi(self.config.dashboard, self.config.token_file)
+
+    @property
     def address(self) -> str:
         return f"http://{self.config.http.host}:{self.config.http.port}"
 
@@ -125,7 +130,9 @@ def stage(uri: str, folder: Path, dashboard: str, num_versions: int = 3) -> Iter
     versions = register(uri, folder, num_versions)
     for kind, args in (("evaluate", {}), ("verdict", {"outcome": "passed"}), ("promote", {})):
         append(uri, versions, kind, 1, **args)
+    token = Path.home() / ".ray" / "auth_token"  # Ray makes one when it starts, and its dashboard asks for it
     config = ManagerConfig(
+        token_file=str(token) if token.is_file() else None,
         store=uri, dashboard=dashboard, cache=str(folder / "cache"), http=HttpConfig(port=free_port()), cpus=0.1,
         idle_s=5, busy_s=0.5,
     )  # fmt: skip

@@ -13,7 +13,6 @@ from mlflow.tracking import MlflowClient
 
 from sightloom.promotion.fold import accepted
 from sightloom.promotion.manager import find_manager, start_manager
-from sightloom.promotion.serve_api import ServeApi
 from sightloom.registry import Registry
 
 from .releasing import MODEL, QUICK, Stage, ask, cluster, load, stage
@@ -127,7 +126,7 @@ def test_one_manager_a_cluster_and_old_versions_leave(running: Stage) -> None:
     assert find_manager() is not None
     end = time.monotonic() + 90
     while True:
-        apps = set(ServeApi(running.config.dashboard).read().apps)
+        apps = set(running.serve.read().apps)
         if apps == {"router", f"{MODEL}-v3", f"{MODEL}-v1"}:
             break
         assert time.monotonic() < end, apps
