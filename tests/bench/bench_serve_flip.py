@@ -58,6 +58,17 @@ def flip(there: Stage, api: ServeApi, version: int, generation: int) -> float:
     return took
 
 
+def until_pinned(there: Stage, version: int, generation: int) -> None:
+    """Wait until a version takes requests under routes of this generation or a newer one."""
+    end = time.monotonic() + 180
+    while True:
+        routes = there.serve.read().routes
+        if routes.generation >= generation and str(version) in routes.models[MODEL].pins:
+            return
+        assert time.monotonic() < end, (routes, there.status())
+        time.sleep(0.2)
+
+
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--clients", type=int, default=16)
@@ -69,18 +80,12 @@ def main() -> None:
             with load(there.address, given.clients) as through_manager:
                 there.write("evaluate", 2)
                 there.write("verdict", 2, outcome="passed")
-                there.write("start", 2, override=True, plan=[])
-                while not there.serve.read().up(f"{MODEL}-v2"):
-                    time.sleep(0.2)
-                time.sleep(2)
+                until_pinned(there, 2, there.write("start", 2, override=True, plan=[], auto=False))
                 there.write("promote", 2)
                 promoted_s = there.until_answered_by(2)
                 there.write("rollback", 1)
                 rolled_back_s = there.until_answered_by(1)
-            there.write("evaluate", 2)  # its app is up again for the flips
-            while not there.serve.read().up(f"{MODEL}-v2"):
-                time.sleep(0.2)
-            time.sleep(3)
+            until_pinned(there, 2, there.write("evaluate", 2))  # its app is up again for the flips
             stop_manager()  # one writer: from here on it is this program
             api, seconds = there.serve, []
             generation = api.read().routes.generation

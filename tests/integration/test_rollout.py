@@ -36,7 +36,6 @@ def test_a_canary_becomes_champion_and_a_rollback_takes_it_back_and_no_request_f
         running.begin(2)
         running.until("champion", 2)
         running.until_answered_by(2)
-        Registry(running.uri)
         running.write("rollback", 1)
         running.until_answered_by(1)
     assert seen.failed == []
@@ -86,7 +85,6 @@ def test_a_manager_and_a_replica_that_are_killed_change_nothing_for_clients(runn
 
 
 def test_an_alias_moved_in_mlflow_is_recorded_once_and_put_back(running: Stage) -> None:
-    before = kinds(running).count("drift")
     client = MlflowClient(tracking_uri=running.uri, registry_uri=running.uri)
     end = time.monotonic() + 60
     while Registry(running.uri).aliases(MODEL) != {"champion": 3, "previous": 1}:

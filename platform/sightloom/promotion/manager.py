@@ -122,7 +122,7 @@ class ReleaseManager:
             _log.warning("no heartbeat: %s", error.message)
 
 
-def start_manager(config: ManagerConfig, wait_s: float = 60.0) -> Any:
+def start_manager(config: ManagerConfig, wait_s: float = 180.0) -> Any:
     """Start the cluster's release manager, or find the one that runs; returns its actor handle.
 
     This process must be connected to the cluster's Ray (`runtime.connect`). From then on the manager PUTs Serve's
@@ -135,7 +135,7 @@ def start_manager(config: ManagerConfig, wait_s: float = 60.0) -> Any:
 
     Args:
         config: addresses, engine and sizes.
-        wait_s: until its process must answer.
+        wait_s: until its process must answer; the imports of a busy node alone take a minute.
 
     Raises:
         SightloomError: it did not start.
