@@ -210,8 +210,8 @@ def test_the_whole_chain_runs_as_jobs_and_the_endpoint_answers(whole: Stack, tin
     words = [version, "--manifest", manifest, "--reason", "the stack's test", "--json"]
     gate = "set.domains={overall: {metric: accuracy, floor: 0.0, margin: 1.0, min_n: 1}}"
     _, running["release"] = whole.submit("release", f"argv={json.dumps(words)}", gate)
-    history = whole.run("history", "--store", whole.tracking, "--json")
-    assert history
+    events = whole.run("history", "--store", whole.tracking, "--json")["events"]
+    assert [(event["kind"], event["outcome"]) for event in events][-1] == ("promote", "accepted")
 
     port = str(whole.ports["endpoint"])
     words = ["sightloom@champion", "--on", "ray", "--port", port]
