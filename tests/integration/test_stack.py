@@ -231,7 +231,10 @@ def test_the_whole_chain_runs_as_jobs_and_the_endpoint_answers(whole: Stack, tin
     assert found["parts"]["endpoint"]["state"] == "running" and _ask(whole) != ""
     _metrics_are_real(whole)
     print(f"\nwhole chain {time.monotonic() - began:.0f} s; package {size / 1e6:.2f} MB (target 2)")
-    print(f"submit to running (target {RUNNING_S} s): " + ", ".join(f"{name} {took:.1f} s" for name, took in running.items()))
+    print(
+        f"submit to running (target {RUNNING_S} s): "
+        + ", ".join(f"{name} {took:.1f} s" for name, took in running.items())
+    )
     assert size <= PACKAGE_BYTES
 
 
