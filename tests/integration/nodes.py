@@ -11,12 +11,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
 from tests.integration.services import free_ports
 
 from sightloom.cluster.client import JobsApi
 from sightloom.cluster.clusters import Cluster
 from sightloom.cluster.local.state import MARK, PART, end, marked
-from sightloom.errors import SightloomError
 
 _START_S = 240
 
@@ -64,8 +64,7 @@ class Nodes:
         for process in marked(self._id, name):
             with contextlib.suppress(Exception):
                 process.kill()
-        for process in marked(self._id, name):
-            process.kill()
+        end(self._id, name, grace_s=0)  # what these had started meanwhile
 
     def restart(self, name: str) -> None:
         self._spawn(self.nodes[name])
@@ -115,7 +114,7 @@ class Nodes:
     def _wait(self, count: int) -> None:
         until = time.monotonic() + _START_S
         while True:
-            with contextlib.suppress(SightloomError, KeyError, TypeError):
+            with contextlib.suppress(httpx.HTTPError, ValueError, KeyError, TypeError):
                 if self.alive() >= count:
                     return
             logs = "\n".join(path.read_text()[-2000:] for path in self._folder.glob("*.log"))

@@ -17,6 +17,7 @@ from sightloom.data.shards.verify import verify
 from sightloom.demo.corpus import write_corpus
 from sightloom.model.scratch import build_folder
 from sightloom.progress import NullProgress
+from sightloom.training.consumed import consumed
 
 ROOT = Path(__file__).parent.parent.parent
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1500)]
@@ -97,7 +98,8 @@ def test_curation_decodes_on_plain_nodes_scores_on_fast_ones_and_outlives_the_sc
     finish(start(cluster, "curate", *curation(tmp_path / "calm", folder, tiny_clip)))
     calm = read_manifest(str(tmp_path / "calm/shards/demo/manifest.json"))
     assert places(cluster, "tasks", "measure_chunk") == {"plain"}
-    assert places(cluster, "actors", "MapWorker") <= {"fast-a", "fast-b"} != set()
+    scored = places(cluster, "actors", "MapWorker")
+    assert scored and scored <= {"fast-a", "fast-b"}
 
     process = start(cluster, "curate", "name=curate-killed", *curation(tmp_path / "out", folder, tiny_clip))
     until(process, lambda: len(list((tmp_path / "out").glob("scores/base-*/commit/*.json"))) >= 3)
@@ -127,7 +129,7 @@ def test_training_outlives_a_workers_node_and_takes_every_step(
         f"set.stages={json.dumps([ALIGN])}", "set.checkpoint.every_minutes=0.05", "set.ray.workers=2",
         'set.ray.resources={"accelerator": 1}',
     )  # fmt: skip
-    until(process, lambda: [path for path in out.glob("**/*checkpoint*/**/*") if path.is_file()])
+    until(process, lambda: list(out.glob("checkpoints/*/*/checkpoint.json")))
     on = places(cluster, "actors", "RayTrainWorker")
     assert on and on <= {"fast-a", "fast-b"}
     victim = sorted(on)[0]
@@ -135,7 +137,9 @@ def test_training_outlives_a_workers_node_and_takes_every_step(
     assert process.poll() is None
     finish(process)
     (report,) = [json.loads(path.read_text()) for path in out.glob("align-*/promoted.json")]
-    assert report["steps"] == ALIGN["steps"]
+    (diary,) = out.glob("align-*/consumed")
+    assert sorted(consumed(diary)) == list(range(report["steps"])) and report["steps"] == ALIGN["steps"]
+    assert len(list(diary.glob("*-0of2.jsonl"))) > 1  # the workers were started again
     cluster.restart(victim)
 
 
