@@ -79,6 +79,7 @@ def run(
 
 def _one_rank(rank: int, order: StageOrder, port: int, errors: Any, hooks: Hooks) -> None:
     try:
+        torch.set_num_threads(1)  # the OpenMP threads of the parent do not survive the fork
         dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
         run(order, Workers(rank, 2), hooks=hooks)
         dist.destroy_process_group()
