@@ -114,11 +114,14 @@ class Nodes:
     def _wait(self, count: int) -> None:
         until = time.monotonic() + _START_S
         while True:
-            with contextlib.suppress(httpx.HTTPError, ValueError, KeyError, TypeError):
+            said = ""
+            try:
                 if self.alive() >= count:
                     return
+            except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
+                said = repr(error)
             logs = "\n".join(path.read_text()[-2000:] for path in self._folder.glob("*.log"))
-            assert time.monotonic() < until, logs
+            assert time.monotonic() < until, f"fewer than {count} nodes; {said}\n{logs}"
             time.sleep(0.5)
 
     def alive(self) -> int:
