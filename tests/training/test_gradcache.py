@@ -1,6 +1,7 @@
 """GradCache: the contrastive batch spans micro-batches and workers, and its gradient is that of one forward."""
 
 import copy
+import gc
 import multiprocessing
 import random
 import socket
@@ -117,8 +118,11 @@ def test_two_workers_with_uneven_micro_batches_have_the_gradient_of_one_forward(
     context = multiprocessing.get_context("fork")  # spawned processes would import torch again
     errors = context.Queue()
     ranks = [context.Process(target=_rank, args=(rank, port, model, parts, kind, tmp_path, errors)) for rank in (0, 1)]
+    gc.collect()
+    gc.freeze()  # a child that collected what the parent left would wait for threads that it does not have
     for process in ranks:
         process.start()
+    gc.unfreeze()
     for process in ranks:
         process.join(120)
     assert [process.exitcode for process in ranks] == [0, 0], None if errors.empty() else errors.get()

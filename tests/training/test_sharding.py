@@ -1,6 +1,7 @@
 """FSDP2 and HSDP on two processes over gloo: gradients are those of one process, bit for bit those of plain sums."""
 
 import copy
+import gc
 import multiprocessing
 import random
 import socket
@@ -100,8 +101,11 @@ def on_ranks(vlm: VLM, packs: list[list[Pack]], meshes: Meshes, out: Path) -> di
     errors = context.Queue()
     arguments = (port, vlm, packs, meshes, out, errors)
     ranks = [context.Process(target=_rank, args=(rank, *arguments)) for rank in range(len(packs))]
+    gc.collect()
+    gc.freeze()  # a child that collected what the parent left would wait for threads that it does not have
     for process in ranks:
         process.start()
+    gc.unfreeze()
     for process in ranks:
         process.join(120)
     assert [process.exitcode for process in ranks] == [0] * len(packs), None if errors.empty() else errors.get()

@@ -1,5 +1,6 @@
 """One stage on one or two processes: exactness over workers and restarts, and what is exported."""
 
+import gc
 import json
 import multiprocessing
 import os
@@ -93,8 +94,11 @@ def run_on_two(order: StageOrder, port: int, good: bool = True, hooks: Hooks = H
     context = multiprocessing.get_context("fork")  # spawned processes would import torch again
     errors = context.Queue()
     ranks = [context.Process(target=_one_rank, args=(rank, order, port, errors, hooks)) for rank in range(2)]
+    gc.collect()
+    gc.freeze()  # a child that collected what the parent left would wait for threads that it does not have
     for process in ranks:
         process.start()
+    gc.unfreeze()
     for process in ranks:
         process.join(120)
     failed = [process.exitcode != 0 for process in ranks]
