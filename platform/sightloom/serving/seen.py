@@ -10,6 +10,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TextIO
 
+from sightloom.serving.errors import ApiError
 from sightloom.serving.meters import Meters
 
 log = logging.getLogger("sightloom.requests")
@@ -38,6 +39,10 @@ class Facts:
     finish: str = ""
     cancelled: str = ""  # the phase in which the client hung up: prefill or decode
 
+    def failed(self, error: ApiError) -> None:
+        """Keep the error that the request was answered with."""
+        self.code, self.type = error.code, str(error.body["error"]["type"])
+
     @property
     def overhead_s(self) -> float | None:
         """The framework's part of the time to the first token: neither media nor engine."""
@@ -50,7 +55,7 @@ class _Stderr(logging.StreamHandler[TextIO]):
     """The process's stderr as it is when a line is written."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.setStream(sys.stderr)
+        self.stream = sys.stderr  # not setStream: it flushes the former one, which may be closed by now
         super().emit(record)
 
 
