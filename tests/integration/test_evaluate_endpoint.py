@@ -1,17 +1,13 @@
 """The same questions to a model in this process and through the endpoint that will serve it."""
 
-import asyncio
 import io
 import json
 import sys
-import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-import uvicorn
 import yaml
 from PIL import Image
 
@@ -22,9 +18,8 @@ from sightloom.evaluation.examples import Example
 from sightloom.model.load import load
 from sightloom.model.scratch import build_folder
 from sightloom.records import Answer, Conversation, Message
-from sightloom.serving.app import EndpointConfig, build_app
-from sightloom.serving.dispatch import LocalDispatcher
-from sightloom.serving.engines.transformers import TransformersEngine, TransformersSettings
+from sightloom.serving.engines.transformers import TransformersSettings
+from sightloom.serving.private import private_endpoint
 
 QUESTIONS = ("what colour is the circle?", "how many squares are there?", "where is the button?")
 
@@ -49,23 +44,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def address(folder: Path) -> Iterator[str]:
-    engine = TransformersEngine(folder, "1", TransformersSettings())
-    app = build_app(EndpointConfig(), LocalDispatcher("nano", engine))
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning"))
-
-    async def live() -> None:
-        await engine.start()
-        await server.serve()
-        await engine.stop(5.0)
-
-    thread = threading.Thread(target=asyncio.run, args=(live(),))
-    thread.start()
-    while not server.started:
-        assert thread.is_alive(), "the endpoint did not start"
-        time.sleep(0.05)
-    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    server.should_exit = True
-    thread.join(30)
+    with private_endpoint(folder, TransformersSettings(), name="nano") as url:
+        yield url
 
 
 @pytest.mark.parametrize(("thinking", "budget"), [(False, None), (True, 16)])

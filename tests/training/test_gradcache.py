@@ -1,8 +1,6 @@
 """GradCache: the contrastive batch spans micro-batches and workers, and its gradient is that of one forward."""
 
 import copy
-import gc
-import multiprocessing
 import random
 import socket
 from pathlib import Path
@@ -22,6 +20,8 @@ from sightloom.model.scratch import build_folder
 from sightloom.training.objective_options import AlignObjective
 from sightloom.training.parallel import Workers
 from sightloom.training.tasks.align import Align, PairBatch
+
+from .forked import run_ranks
 
 Gradients = dict[str, torch.Tensor]
 EXACT = {"rtol": 0, "atol": 1e-12}  # float64: other orders of summation
@@ -115,16 +115,7 @@ def test_two_workers_with_uneven_micro_batches_have_the_gradient_of_one_forward(
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = int(probe.getsockname()[1])
-    context = multiprocessing.get_context("fork")  # spawned processes would import torch again
-    errors = context.Queue()
-    ranks = [context.Process(target=_rank, args=(rank, port, model, parts, kind, tmp_path, errors)) for rank in (0, 1)]
-    gc.collect()
-    gc.freeze()  # a child that collected what the parent left would wait for threads that it does not have
-    for process in ranks:
-        process.start()
-    gc.unfreeze()
-    for process in ranks:
-        process.join(120)
+    ranks, errors = run_ranks(_rank, 2, port, model, parts, kind, tmp_path)
     assert [process.exitcode for process in ranks] == [0, 0], None if errors.empty() else errors.get()
     together = torch.load(tmp_path / "gradients.pt")
     for name, gradient in direct.items():

@@ -1,8 +1,6 @@
 """FSDP2 and HSDP on two processes over gloo: gradients are those of one process, bit for bit those of plain sums."""
 
 import copy
-import gc
-import multiprocessing
 import random
 import socket
 from pathlib import Path
@@ -21,6 +19,8 @@ from sightloom.model.scratch import build_folder
 from sightloom.objectives.language import lm_loss
 from sightloom.training.parallel import Workers
 from sightloom.training.sharding import blocks, clip_gradients, gathered, reduce_at, shard_model
+
+from .forked import run_ranks
 
 ATOL = 1e-6  # fp32: the gradients were equal, FSDP's norm of 6 sums its squares in another order; worst measured 5e-7
 Gradients = dict[str, torch.Tensor]
@@ -97,17 +97,7 @@ def on_ranks(vlm: VLM, packs: list[list[Pack]], meshes: Meshes, out: Path) -> di
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = int(probe.getsockname()[1])
-    context = multiprocessing.get_context("fork")  # spawned processes would import torch again
-    errors = context.Queue()
-    arguments = (port, vlm, packs, meshes, out, errors)
-    ranks = [context.Process(target=_rank, args=(rank, *arguments)) for rank in range(len(packs))]
-    gc.collect()
-    gc.freeze()  # a child that collected what the parent left would wait for threads that it does not have
-    for process in ranks:
-        process.start()
-    gc.unfreeze()
-    for process in ranks:
-        process.join(120)
+    ranks, errors = run_ranks(_rank, len(packs), port, vlm, packs, meshes, out)
     assert [process.exitcode for process in ranks] == [0] * len(packs), None if errors.empty() else errors.get()
     return dict(torch.load(out / "gradients.pt"))
 

@@ -1,8 +1,6 @@
 """One stage on one or two processes: exactness over workers and restarts, and what is exported."""
 
-import gc
 import json
-import multiprocessing
 import os
 import shutil
 from collections.abc import Callable
@@ -35,6 +33,8 @@ from sightloom.training.proof import the_outsider
 from sightloom.training.run_options import CheckpointOptions, ParallelOptions
 from sightloom.training.saver import Hooks
 from sightloom.training.worker import StageOrder, run_stage
+
+from .forked import run_ranks
 
 NANO = Path(__file__).parents[2] / "pipelines" / "curricula" / "nano.yaml"
 # fp32: other orders of summation, then three optimizer steps that normalise small gradients; worst measured 2e-5
@@ -78,7 +78,7 @@ def run(
     return run_stage(order, workers, say, hooks)
 
 
-def _one_rank(rank: int, order: StageOrder, port: int, errors: Any, hooks: Hooks) -> None:
+def _one_rank(rank: int, order: StageOrder, port: int, hooks: Hooks, errors: Any) -> None:
     try:
         torch.set_num_threads(1)  # the OpenMP threads of the parent do not survive the fork
         dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
@@ -91,16 +91,7 @@ def _one_rank(rank: int, order: StageOrder, port: int, errors: Any, hooks: Hooks
 
 def run_on_two(order: StageOrder, port: int, good: bool = True, hooks: Hooks = Hooks()) -> list[str]:  # noqa: B008
     """Run a stage on two processes; returns what went wrong, which must be nothing unless `good` is false."""
-    context = multiprocessing.get_context("fork")  # spawned processes would import torch again
-    errors = context.Queue()
-    ranks = [context.Process(target=_one_rank, args=(rank, order, port, errors, hooks)) for rank in range(2)]
-    gc.collect()
-    gc.freeze()  # a child that collected what the parent left would wait for threads that it does not have
-    for process in ranks:
-        process.start()
-    gc.unfreeze()
-    for process in ranks:
-        process.join(120)
+    ranks, errors = run_ranks(_one_rank, 2, order, port, hooks)
     failed = [process.exitcode != 0 for process in ranks]
     said = [errors.get(timeout=5) for _ in range(sum(failed))]
     assert not (good and any(failed)), said

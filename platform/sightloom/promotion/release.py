@@ -2,10 +2,10 @@
 
 import hashlib
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from sightloom.config import digest
 from sightloom.errors import UserMistake
@@ -207,23 +207,27 @@ def go_on(registry: Registry, ledger: Ledger, version: Version, who: Who, overri
 
 def rollback(registry: Registry, ledger: Ledger, model: str, who: Who) -> Release:
     """Make the previous champion the champion again; raises UserMistake where there is none."""
-    state = ledger.read()
-    before = len(state.lines)
-    version = registry.resolve(f"{model}:{version_to_restore(state.model(model), model)}")
-    state = ledger.append(
-        state, "rollback", model, version.version, who.actor, who.reason, evidence={"digest": version.digest}
-    )
-    project(state, registry, model)
-    return as_release(state, version, before, None, "")
+    return _take_back(registry, ledger, model, who, "rollback", version_to_restore)
 
 
 def abort(registry: Registry, ledger: Ledger, model: str, who: Who) -> Release:
     """Take the version on trial back; raises UserMistake where there is none."""
+    return _take_back(registry, ledger, model, who, "abort", version_on_trial)
+
+
+def _take_back(
+    registry: Registry,
+    ledger: Ledger,
+    model: str,
+    who: Who,
+    kind: Literal["rollback", "abort"],
+    chosen: Callable[[ModelState, str], int],
+) -> Release:
     state = ledger.read()
     before = len(state.lines)
-    version = registry.resolve(f"{model}:{version_on_trial(state.model(model), model)}")
+    version = registry.resolve(f"{model}:{chosen(state.model(model), model)}")
     state = ledger.append(
-        state, "abort", model, version.version, who.actor, who.reason, evidence={"digest": version.digest}
+        state, kind, model, version.version, who.actor, who.reason, evidence={"digest": version.digest}
     )
     project(state, registry, model)
     return as_release(state, version, before, None, "")

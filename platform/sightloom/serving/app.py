@@ -187,7 +187,7 @@ def _answer_errors(app: FastAPI) -> None:
 
     @app.exception_handler(ApiError)
     async def ours(request: Request, error: ApiError) -> JSONResponse:
-        note_error(request, error)
+        request.state.visit.facts.failed(error)
         return respond(error)
 
     @app.exception_handler(HTTPException)
@@ -207,12 +207,6 @@ def _answer_errors(app: FastAPI) -> None:
     @app.exception_handler(Exception)
     async def internal(_: Request, __: Exception) -> JSONResponse:
         return respond(ApiError(500, "internal_error", "the request failed inside the endpoint"))
-
-
-def note_error(request: Request, error: ApiError) -> None:
-    """Keep an error for the request's metrics and its line in the log."""
-    facts = request.state.visit.facts
-    facts.code, facts.type = error.code, str(error.body["error"]["type"])
 
 
 def _openapi(app: FastAPI) -> dict[str, Any]:

@@ -144,7 +144,7 @@ class Chat:
                     ready.append(sse.event(head.chunk([], tally.usage())))
             except ApiError as error:
                 self._dispatcher.record(attempt.watch.failed(error))
-                attempt.visit.facts.code, attempt.visit.facts.type = error.code, str(error.body["error"]["type"])
+                attempt.visit.facts.failed(error)
                 ready.append(sse.event(error.body))
             ended = True
             yield b"".join([*ready, sse.DONE])

@@ -90,7 +90,7 @@ class Gate:
             require(visit.key, "infer")
             quota = self._limits.enter(visit.key)
         except ApiError as error:
-            visit.facts.code, visit.facts.type = error.code, str(error.body["error"]["type"])
+            visit.facts.failed(error)
             await send_error(error, send_with_headers)
             return
         try:
