@@ -84,7 +84,7 @@ class TarWriter:
         return np.asarray(self.offsets, "<u8").tobytes()
 
     def _write(self) -> None:
-        """Hash and write what was added; large parts as they are: a picture is not copied to stand beside its header."""
+        """Hash and write what was added; large parts as they are, not copied to stand beside their headers."""
         parts, self._parts = self._parts, []
         buffers: list[bytes] = []
         for small, run in itertools.groupby(parts, key=lambda part: len(part) < SMALL):
