@@ -5,9 +5,8 @@ from typing import Any, Literal
 from pydantic import Field
 
 from sightloom.config import Frozen
-from sightloom.serving.app import EndpointConfig
-from sightloom.serving.engines.choice import EngineSettings
-from sightloom.serving.engines.transformers import TransformersSettings
+from sightloom.serving.config import EndpointConfig
+from sightloom.serving.engines.settings import EngineSettings, TransformersSettings
 
 
 class HttpConfig(Frozen):
