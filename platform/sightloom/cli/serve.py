@@ -64,9 +64,6 @@ def register(app: typer.Typer) -> None:
             list[str] | None, typer.Option(help="An option of vLLM, e.g. tensor-parallel-size=2; may be repeated.")
         ] = None,
         engine_gpus: Annotated[float, typer.Option(help="GPUs that vLLM's replica reserves with --on ray.", min=0)] = 0,
-        engine_cpus: Annotated[
-            float | None, typer.Option(help="CPUs that each version's replica reserves with --follow.", min=0)
-        ] = None,
         clip: Annotated[
             list[str] | None,
             typer.Option(help="NAME=local-dir:FOLDER or NAME=MODEL,PRETRAINED: an open_clip model for embeddings."),
@@ -97,13 +94,10 @@ def register(app: typer.Typer) -> None:
                 http=promotion.HttpConfig(host=host, port=port),
                 endpoint=endpoint,
                 engine=settings,
-                cpus=1 if engine_cpus is None else engine_cpus,
                 gpus=engine_gpus,
             )
             follow_until_asked(config, ray, as_json)
             return
-        if engine_cpus is not None:
-            raise UserMistake("--engine-cpus belongs to --follow", "leave it out")
         check_port(host, port)
         folder, model, version = find(target, name, store)
 

@@ -38,7 +38,7 @@ class ManagerConfig(Frozen):
     endpoint: EndpointConfig = EndpointConfig()
     engine: EngineSettings = TransformersSettings()
     replicas: int = Field(default=1, ge=1, description="of every version's app")
-    cpus: float = Field(default=1, ge=0, description="of every replica")
+    cpus: float = Field(default=0.5, ge=0, description="of every replica, which waits most of the time")
     gpus: float = Field(default=0, ge=0)
     routers: int = Field(default=1, ge=1)
     runtime_env: dict[str, Any] = Field(default_factory=dict)

@@ -11,8 +11,7 @@ from sightloom.config import Frozen, nearest, validate
 from sightloom.errors import UserMistake
 
 HOST = "127.0.0.1"
-ENGINE_CPUS = 0.5  # of a version's engine, which waits most of the time
-_SERVING_CPUS = 2  # beside the machine's own cores: champion, challenger, previous and one on trial
+_SERVING_CPUS = 2  # beside the machine's own cores: the engines of champion, challenger, previous and one on trial
 
 
 class Ports(Frozen):

@@ -16,7 +16,7 @@ import httpx
 from sightloom.cluster.client import JobsApi
 from sightloom.cluster.clusters import Cluster
 from sightloom.cluster.infra.alerts import groups
-from sightloom.cluster.local.options import ENGINE_CPUS, HOST, StackOptions
+from sightloom.cluster.local.options import HOST, StackOptions
 from sightloom.cluster.local.state import MARK, PART
 from sightloom.errors import SightloomError
 
@@ -115,7 +115,7 @@ def _endpoint(options: StackOptions) -> Part:
     """The release manager and what it serves."""
     words = [
         "serve", f"{MODEL}@champion", "--on", "ray", "--follow", "--ray", options.ray, "--store", options.tracking_uri,
-        "--port", f"{options.ports.endpoint}", "--engine-cpus", f"{ENGINE_CPUS:g}",
+        "--port", f"{options.ports.endpoint}",
     ]  # fmt: skip
     return Part(
         "endpoint",
