@@ -23,7 +23,7 @@ from sightloom.data.sources.config import WebDatasetSource
 from sightloom.progress import NullProgress
 
 from ..readers import read
-from ..readers.environment import Unavailable, interpreter
+from ..environments import Unavailable, interpreter
 
 RECIPE = Path(__file__).parents[2] / "pipelines" / "recipes" / "photos.yaml"
 PROGRAM = Path(read.__file__)
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.long
 @pytest.fixture(scope="module")
 def python() -> Path:
     try:
-        return interpreter()
+        return interpreter("readers")
     except Unavailable as error:
         pytest.skip(f"the readers' environment cannot be made here: {error}")
 
