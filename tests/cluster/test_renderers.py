@@ -125,7 +125,7 @@ def test_what_a_target_has_no_word_for_is_an_error(
         (["/models/nano", "--on", "ray"], "no key file"),
         (["/models/nano", "--on", "process", "--keys", "k"], "process"),
         (["/models/nano", "--on", "ray", "--store", "s"], "--store"),
-        (["/models/nano", "--on", "ray", "--follow", "--keys", "k"], "--follow"),
+        (["/models/nano", "--on", "ray", "--follow", "--keys", "k"], "does not follow the ledger"),
         (["/models/nano", "--on", "ray", "--keys", "k", "--engine", "tgi"], "--engine tgi is not known"),
         (["/models/nano", "--on", "ray", "--keys", "k", "--engine-gpus", "1"], "belong to vLLM"),
     ],

@@ -22,8 +22,8 @@ from sightloom.data.sources.chunks import list_files, read_chunks
 from sightloom.data.sources.config import WebDatasetSource
 from sightloom.progress import NullProgress
 
-from ..readers import read
 from ..environments import Unavailable, interpreter
+from ..readers import read
 
 RECIPE = Path(__file__).parents[2] / "pipelines" / "recipes" / "photos.yaml"
 PROGRAM = Path(read.__file__)

@@ -86,6 +86,7 @@ def _options(spec: JobSpec) -> argparse.Namespace:
     words.add_argument("--port", type=int, default=8000)
     words.add_argument("--host")  # of a server of its own; the proxies of a RayService listen in their pods
     words.add_argument("--on", choices=["ray"], required=True)
+    words.add_argument("--follow", action="store_true")
     words.add_argument("--keys")
     words.add_argument("--allow-domain", action="append", default=[])
     words.add_argument("--log-requests", action="store_true")
@@ -97,6 +98,11 @@ def _options(spec: JobSpec) -> argparse.Namespace:
     words.add_argument("--dtype", default="float32")
     words.add_argument("--device", default="cpu")
     asked = words.parse_args(list(spec.argv))
+    if asked.follow:
+        raise UserMistake(
+            f"job '{spec.name}': a RayService serves a folder that every pod has, and does not follow the ledger",
+            "e.g. --set 'argv=[/data/models/NAME, --on, ray, --keys, /run/secrets/keys.json]'",
+        )
     if not asked.target.startswith("/"):
         raise UserMistake(f"job '{spec.name}': '{asked.target}' is no absolute folder", "mount the model in every pod")
     if not asked.keys:
