@@ -18,7 +18,7 @@ from sightloom.cluster.client import JobsApi
 from sightloom.cluster.clusters import Cluster
 from sightloom.cluster.local.state import MARK, PART, end, marked
 
-_START_S = 240
+_START_S, _TRIES = 180, 2
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,7 @@ class Nodes:
 
     def start(self) -> None:
         for number, node in enumerate(self.nodes.values()):
-            self._spawn(node)
-            self._wait(number + 1)
+            self._join(node, number + 1)
 
     def kill(self, name: str) -> None:
         """Every process of a node at once, without a word."""
@@ -67,8 +66,7 @@ class Nodes:
         end(self._id, name, grace_s=0)  # what these had started meanwhile
 
     def restart(self, name: str) -> None:
-        self._spawn(self.nodes[name])
-        self._wait(len(self.nodes))
+        self._join(self.nodes[name], len(self.nodes))
 
     def names(self) -> dict[str, str]:
         """Ray's ids of nodes, also of those that died, to our names."""
@@ -97,7 +95,7 @@ class Nodes:
             f"--ray-client-server-port={client}",
         ]  # fmt: skip
 
-    def _spawn(self, node: Node) -> None:
+    def _spawn(self, node: Node) -> "subprocess.Popen[bytes]":
         environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "RAY_ADDRESS")}
         environment |= {
             "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self.token), "SPT_NOENV": "1",
@@ -106,13 +104,17 @@ class Nodes:
             MARK: self._id, PART: node.name,
         }  # fmt: skip
         with open(self._folder / f"{node.name}.log", "ab") as log:
-            subprocess.Popen(
+            return subprocess.Popen(
                 [*node.inside, sys.executable, "-m", "ray.scripts.scripts", "start", *self._words(node)],
                 cwd=self._folder, env=environment, stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
 
-    def _wait(self, count: int) -> None:
-        until = time.monotonic() + _START_S
+    def _join(self, node: Node, count: int) -> None:
+        """Start a node and wait until so many are alive; one that gave up while it started is started again.
+
+        Raylet gives its helpers 15 s, hard-coded (ray#65983): on a busy machine that is too little now and then.
+        """
+        process, tries, until = self._spawn(node), _TRIES, time.monotonic() + _START_S
         while True:
             said = ""
             try:
@@ -120,6 +122,9 @@ class Nodes:
                     return
             except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
                 said = repr(error)
+            if process.poll() is not None and tries:
+                self.kill(node.name)
+                process, tries, until = self._spawn(node), tries - 1, time.monotonic() + _START_S
             logs = "\n".join(path.read_text()[-2000:] for path in self._folder.glob("*.log"))
             assert time.monotonic() < until, f"fewer than {count} nodes; {said}\n{logs}"
             time.sleep(0.5)
