@@ -1,5 +1,6 @@
 """The one app: under Ray Serve with handles behind it, under uvicorn with an engine in the process (serving.md §1)."""
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Mapping
 from http import HTTPStatus
@@ -28,6 +29,7 @@ from sightloom.serving.meters import LocalMeters, Meters
 from sightloom.serving.protocol import Body, ChatRequest
 from sightloom.serving.replies import ChatCompletion, ErrorBody
 from sightloom.serving.seen import write_lines
+from sightloom.serving.structure import warm_up
 
 PLAYGROUND: Final = Path(__file__).parent / "playground"
 _BODIES: Final[dict[str, type[Body]]] = {
@@ -62,7 +64,9 @@ def build_app(
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        warming = asyncio.create_task(asyncio.to_thread(warm_up))
         yield
+        await warming
         await guard.close()
 
     app = FastAPI(

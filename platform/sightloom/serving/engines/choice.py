@@ -6,16 +6,16 @@ from typing import TYPE_CHECKING
 from sightloom.later import Later
 from sightloom.serving.engines.base import Engine
 from sightloom.serving.engines.settings import TransformersSettings, VllmSettings
-from sightloom.serving.engines.vllm import VllmEngine
 
 if TYPE_CHECKING:
-    from sightloom.serving.engines import transformers
-else:  # torch, where a router or vLLM's replica has no use for it
+    from sightloom.serving.engines import transformers, vllm
+else:  # torch, for which a router has no use
     transformers = Later("sightloom.serving.engines.transformers")
+    vllm = Later("sightloom.serving.engines.vllm")
 
 
 def make_engine(folder: Path, version: str, settings: TransformersSettings | VllmSettings) -> Engine:
     """The engine that the settings ask for, not started."""
     if isinstance(settings, VllmSettings):
-        return VllmEngine(folder, version, settings)
+        return vllm.VllmEngine(folder, version, settings)
     return transformers.TransformersEngine(folder, version, settings)
