@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -19,6 +20,9 @@ from sightloom.cluster.clusters import Cluster
 from sightloom.cluster.local.state import MARK, PART, end, marked
 
 _START_S, _TRIES = 180, 2
+# A node sees a folder of its own at the path that is Ray's on every node: `ip netns exec` gave it mounts of its own.
+# (With folders of different names an agent looks for its node's driver logs in the head's.)
+_PRIVATE = 'mount --bind "$0" "$1" && shift && exec "$@"'
 
 
 @dataclass(frozen=True)
@@ -77,8 +81,9 @@ class Nodes:
         for node in self.nodes.values():
             if node.inside:
                 subprocess.run(["ip", "netns", "del", node.inside[3]], check=False, capture_output=True)
+                shutil.rmtree(node.inside[7], ignore_errors=True)
         subprocess.run(["ip", "link", "del", self._bridge], check=False, capture_output=True)
-        subprocess.run(["rm", "-rf", self._temp], check=False)
+        shutil.rmtree(self._temp, ignore_errors=True)
 
     def _words(self, node: Node) -> list[str]:
         gcs, dashboard, *_ = self._ports[self.head.name]
@@ -86,7 +91,7 @@ class Nodes:
         words = [
             "--block", f"--node-name={node.name}", f"--node-ip-address={node.ip}", f"--num-cpus={node.cpus}",
             "--disable-usage-stats", "--object-store-memory=100000000", f"--dashboard-agent-listen-port={agent}",
-            f"--resources={json.dumps(dict(node.resources))}", f"--temp-dir={self._temp}/{node.name}",
+            f"--resources={json.dumps(dict(node.resources))}", f"--temp-dir={self._temp}",
         ]  # fmt: skip
         if node is not self.head:
             return [*words, f"--address={self.head.ip}:{gcs}"]
@@ -168,7 +173,10 @@ class Nodes:
             ["-n", space, "link", "set", "lo", "up"],
         ):
             subprocess.run(["ip", *command], check=True, capture_output=True)
-        return Node(name, ip, cpus, resources, ("ip", "netns", "exec", space))
+        own = Path(f"{self._temp}-{name}")
+        own.mkdir()
+        inside = ("ip", "netns", "exec", space, "sh", "-c", _PRIVATE, str(own), self._temp)
+        return Node(name, ip, cpus, resources, inside)
 
 
 @contextlib.contextmanager
