@@ -1,112 +1,32 @@
 """The local stack for real, and the whole chain as jobs on it (`make stack-test`)."""
 
-import base64
 import contextlib
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
-import openai
 import psutil
 import pytest
 import s3fs
 from mlflow.tracking import MlflowClient
 from tests.integration import services
+from tests.integration.stacks import ROOT, Stack, ask, crown
 
 from sightloom import storage
-from sightloom.cluster.client import JobsApi
 from sightloom.cluster.infra.queries import RAY_METRICS, SERVE_METRICS
 from sightloom.cluster.jobspec import read_job
 from sightloom.cluster.local import state
-from sightloom.cluster.local.stack import local_cluster
 from sightloom.cluster.package import pack
 from sightloom.data.shards.manifest import read_manifest
 from sightloom.demo.corpus import write_corpus
 from sightloom.model.scratch import build_folder
 from sightloom.progress import NullProgress
-from sightloom.promotion.ledger import Ledger
-from sightloom.registry import Registry
 
-ROOT = Path(__file__).parent.parent.parent
-NAMES = ("mlflow", "dashboard", "gcs", "client", "agent", "endpoint", "prometheus")
 READY_S, RUNNING_S, PACKAGE_BYTES = 40, 10, 2_000_000
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1500)]
-
-
-class Stack:
-    """A stack in a folder of its own, driven by the command line alone."""
-
-    def __init__(self, folder: Path, more: Mapping[str, str], *words: str) -> None:
-        self.folder, self._words = folder, words
-        self.ports = dict(zip(NAMES, services.free_ports(len(NAMES)), strict=True))
-        self.env = {**os.environ, "SIGHTLOOM_FOLDER": str(folder), **more}
-
-    def run(self, *words: str, code: int = 0, limit_s: float = 900) -> dict[str, Any]:
-        command = [sys.executable, "-m", "sightloom.cli", *words]
-        shown = subprocess.run(command, cwd=ROOT, env=self.env, capture_output=True, text=True, timeout=limit_s)
-        assert shown.returncode == code, (words, shown.stdout[-3000:], shown.stderr[-6000:])
-        found: dict[str, Any] = json.loads(shown.stdout) if shown.stdout.startswith("{") else {"said": shown.stderr}
-        return found
-
-    def up(self) -> dict[str, Any]:
-        ports = [word for name, port in self.ports.items() for word in ("--port", f"{name}={port}")]
-        return self.run("up", *ports, *self._words, "--json")
-
-    def submit(self, job: str, *sets: str, detach: bool = False) -> tuple[dict[str, Any], float]:
-        """Submit a job, follow it to its end, and say how long it took to be running."""
-        words = [word for one in sets for word in ("--set", one)]
-        command = [
-            "submit",
-            f"jobs/{job}.yaml",
-            "--cluster",
-            "local",
-            *words,
-            *(["--detach"] if detach else []),
-            "--json",
-        ]
-        before = {job.id for job in self.api.list()}
-        process = subprocess.Popen(
-            [sys.executable, "-m", "sightloom.cli", *command],
-            cwd=ROOT, env=self.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
-        began = time.monotonic()
-        self._until_running(before, process)
-        took = time.monotonic() - began
-        out, err = process.communicate(timeout=900)
-        assert process.returncode == 0, (job, err[-6000:], self._log())
-        return json.loads(out), took
-
-    def _until_running(self, before: set[str], process: "subprocess.Popen[str]") -> None:
-        """Wait until a new job runs, or the command has ended (it attached to an old one)."""
-        while process.poll() is None:
-            if any(job.status != "PENDING" for job in self.api.list() if job.id not in before):
-                return
-            time.sleep(0.05)
-
-    def _log(self) -> str:
-        jobs = self.api.list()
-        return self.api.logs(jobs[-1].id)[-4000:] if jobs else ""
-
-    @property
-    def api(self) -> JobsApi:
-        return JobsApi(*local_cluster(self.folder))
-
-    @property
-    def tracking(self) -> str:
-        return f"http://127.0.0.1:{self.ports['mlflow']}"
-
-    @property
-    def endpoint(self) -> str:
-        return f"http://127.0.0.1:{self.ports['endpoint']}"
-
-    def processes(self) -> list[psutil.Process]:
-        return state.marked(state.stack_id(self.folder))
 
 
 @pytest.fixture
@@ -216,20 +136,20 @@ def test_the_whole_chain_runs_as_jobs_and_the_endpoint_answers(whole: Stack, tin
     events = whole.run("history", "--store", whole.tracking, "--json")["events"]
     assert [(event["kind"], event["outcome"]) for event in events][-1] == ("promote", "accepted")
 
-    assert _ask(whole) == version  # nothing was started for it: the stack's release manager follows the ledger
+    assert ask(whole) == version  # nothing was started for it: the stack's release manager follows the ledger
 
     second = build_folder("nano", ["what is it? x is it"] * 50, tmp_path / "second", 0)
     reference = whole.run("register", str(second), "--store", whole.tracking, "--json")["reference"]
     _promote(whole, reference, manifest, tmp_path)
-    assert reference == "sightloom:2" and _ask(whole) == reference
+    assert reference == "sightloom:2" and ask(whole) == reference
     whole.run("rollback", "--reason", "the stack's test", "--store", whole.tracking, "--json")
-    assert _ask(whole) == version
+    assert ask(whole) == version
 
     words = ["sightloom@champion", "--on", "ray", "--follow", "--port", str(whole.ports["endpoint"])]
     served, running["serve"] = whole.submit("serve", f"argv={json.dumps(words)}", detach=True)
     _wait_for(lambda: "ran already" in whole.api.logs(served["id"]), whole)
     whole.run("jobs", "stop", served["id"], "--cluster", "local", "--json")
-    assert _ask(whole) == version  # it had found the stack's endpoint, and left it
+    assert ask(whole) == version  # it had found the stack's endpoint, and left it
 
     experiments = {one.name for one in MlflowClient(whole.tracking).search_experiments()}
     assert {"curation", "sightloom", "gates"} <= experiments
@@ -276,23 +196,6 @@ def _wait_for(condition: Callable[[], bool], stack: Stack, limit_s: float = 120)
         time.sleep(0.5)
 
 
-def _ask(stack: Stack) -> str:
-    """Who answers a question about a picture; the words mean nothing after so few steps."""
-    from PIL import Image
-
-    file = stack.folder / "picture.png"
-    Image.new("RGB", (64, 64), "red").save(file)
-    url = f"data:image/png;base64,{base64.b64encode(file.read_bytes()).decode()}"
-    client = openai.OpenAI(base_url=f"{stack.endpoint}/v1", api_key="none")
-    parts: Any = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": "What colour is it?"}]
-    answer = client.chat.completions.with_raw_response.create(
-        model="sightloom", messages=[{"role": "user", "content": parts}], max_completion_tokens=40
-    )
-    usage = answer.parse().usage
-    assert usage is not None and usage.completion_tokens > 0
-    return str(answer.headers["x-sightloom-model"])
-
-
 def _metrics_are_real(stack: Stack) -> None:
     """Every metric of Ray's that a panel or an alert names is one that this run exports."""
     import httpx
@@ -317,21 +220,12 @@ def test_down_ends_the_endpoints_haproxy_too(proxy: str, tmp_path: Path) -> None
     store = f"sqlite:///{tmp_path}/stack/mlflow.db"
     folder = build_folder("nano", ["what is it? x is it"] * 50, tmp_path / "nano", 0)
     version = stack.run("register", str(folder), "--store", store, "--json")["reference"]
-    _crown(store, version)
+    crown(store, version)
     try:
         found = stack.up()
-        assert found["parts"]["endpoint"]["state"] == "running" and _ask(stack) == version
+        assert found["parts"]["endpoint"]["state"] == "running" and ask(stack) == version
         print(f"\nup with a champion behind HAProxy: {found['seconds']} s (target {READY_S})")
         assert any(one.name() == "haproxy" for one in stack.processes())
     finally:
         stack.run("down")
     assert stack.processes() == []
-
-
-def _crown(store: str, version: str) -> None:
-    """Make a version champion, as the ledger of a store says it."""
-    digest = Registry(store).resolve(version).digest
-    name, number = version.split(":")
-    for kind, args in (("evaluate", {}), ("verdict", {"outcome": "passed"}), ("promote", {})):
-        ledger = Ledger(store)
-        ledger.append(ledger.read(), kind, name, int(number), "ann", "test", args, {"digest": digest})

@@ -26,6 +26,7 @@ RULES_FILE: Final = "rules.json"
 _ASK_S: Final = httpx.Timeout(5, connect=2)
 _OBJECT_STORE_BYTES: Final = 1_000_000_000
 _SCRAPE_S: Final = 15
+_STOP_S: Final = 20  # of a job that is asked to end; in Ray's own 3 s an endpoint cannot let its answers finish
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +61,7 @@ def environment_of(id: str, part: Part, folder: Path, options: StackOptions) -> 
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(folder / TOKEN_FILE),
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_JOB_STOP_WAIT_TIME_S": f"{_STOP_S}",
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "SPT_NOENV": "1",  # Ray's workers rename themselves, which would overwrite the marks
         **part.environment,
