@@ -48,7 +48,7 @@ bench: readers vllm ## the programs of tests/bench, each a ratio measured side b
 	@for program in tests/bench/bench_*.py; do echo "# $$program"; $(BIN)/python $$program || exit 1; done
 
 readers: .venv/.dev ## the environment of other people's readers and makers (img2dataset, Energon, datasets), in .tools/readers
-	$(BIN)/python tests/readers/environment.py
+	$(BIN)/python tests/environments.py readers
 
 vllm: .tools/vllm/.made ## vLLM for machines without a GPU, in .tools/vllm (with one: `uv pip install -e .[vllm]`)
 
@@ -59,7 +59,7 @@ vllm: .tools/vllm/.made ## vLLM for machines without a GPU, in .tools/vllm (with
 	touch $@
 
 infra-tools: .venv/.dev ## the programs that check infra/ (kubernetes-validate, check-jsonschema, hadolint), in .tools/infra
-	$(BIN)/python tests/cluster/environment.py
+	$(BIN)/python tests/environments.py infra || echo "the checks of infra/ that need them are skipped"
 
 lock: .venv/.dev ## compile the locks from pyproject.toml; they hold hashes and no index address
 	$(UV) pip compile --quiet --universal --generate-hashes pyproject.toml -o requirements.lock

@@ -8,10 +8,17 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
+
+from sightloom.later import Later
+
+if TYPE_CHECKING:
+    from scipy import stats
+else:  # a second of every command that only reads a gate or a job
+    stats = Later("scipy.stats")
 
 
 @dataclass(frozen=True, slots=True)

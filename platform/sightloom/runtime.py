@@ -45,6 +45,24 @@ def disconnect() -> None:
     ray.shutdown()
 
 
+def dashboard() -> str:
+    """The address of the dashboard of the Ray that this process is connected to.
+
+    Raises:
+        UserMistake: it runs without one.
+    """
+    found = ray.init(ignore_reinit_error=True, log_to_driver=False, logging_level="error").dashboard_url
+    if not found:
+        raise UserMistake("this Ray runs without its dashboard", "start it by `ray start --head` or `sightloom up`")
+    return found if "://" in found else f"http://{found}"
+
+
+def code_of_this_job() -> dict[str, Any]:
+    """The runtime environment that this job brought, for what outlives it: code's addresses and plain variables."""
+    whole = dict(ray.get_runtime_context().runtime_env)
+    return {name: whole[name] for name in ("working_dir", "py_modules", "env_vars") if whole.get(name)}
+
+
 def _start(options: dict[str, Any]) -> None:
     for attempt in range(1, _STARTS + 1):
         try:

@@ -114,7 +114,7 @@ def write_urls(path: Path, base: str, count: int) -> Path:
 
 def readers_python() -> str:
     """Return the interpreter of the readers' environment."""
-    command = [sys.executable, str(ROOT / "tests" / "readers" / "environment.py")]
+    command = [sys.executable, str(ROOT / "tests" / "environments.py"), "readers"]
     made = subprocess.run(command, capture_output=True, text=True, check=False)
     if made.returncode:
         raise SightloomError(f"no img2dataset here: {made.stderr.strip()}")

@@ -21,10 +21,12 @@ import httpx
 import uvicorn
 
 from sightloom.model.scratch import build_folder
-from sightloom.serving.app import EndpointConfig, build_app
+from sightloom.serving.app import build_app
+from sightloom.serving.config import EndpointConfig
 from sightloom.serving.dispatch import LocalDispatcher
 from sightloom.serving.engines.base import EngineRequest, Sampling, Thinking, Turn
-from sightloom.serving.engines.transformers import TransformersEngine, TransformersSettings
+from sightloom.serving.engines.settings import TransformersSettings
+from sightloom.serving.engines.transformers import TransformersEngine
 from sightloom.serving.engines.warm_up import warm_up_picture
 
 CLIENTS = 8

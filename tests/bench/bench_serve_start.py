@@ -26,11 +26,11 @@ def one_start(folder: Path, engine: str, cache: str) -> dict[str, float]:
     began = time.perf_counter()
     import uvicorn
 
-    from sightloom.serving.app import EndpointConfig, build_app
+    from sightloom.serving.app import build_app
+    from sightloom.serving.config import EndpointConfig
     from sightloom.serving.dispatch import LocalDispatcher
     from sightloom.serving.engines.choice import make_engine
-    from sightloom.serving.engines.transformers import TransformersSettings
-    from sightloom.serving.engines.vllm_server import VllmSettings
+    from sightloom.serving.engines.settings import TransformersSettings, VllmSettings
     from sightloom.serving.local import GRACE_S
 
     parts = {"imports": time.perf_counter() - began}

@@ -2,11 +2,10 @@
 
 import pytest
 
-from sightloom.cli.serve import clip_settings, engine_settings
+from sightloom.cli.serve import clip_settings
 from sightloom.errors import UserMistake
 from sightloom.serving.clip import ClipSettings
-from sightloom.serving.engines.transformers import TransformersSettings
-from sightloom.serving.engines.vllm_server import VllmSettings
+from sightloom.serving.engines.settings import TransformersSettings, VllmSettings, engine_settings
 
 
 def test_each_engine_gets_its_options() -> None:

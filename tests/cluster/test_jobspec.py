@@ -77,6 +77,8 @@ def test_overrides_are_read_back_as_the_values_they_were(tmp_path: Path) -> None
         ("SETTING", "9f86d081884c7d659a2feaa0c55ad015"),
         ("MLFLOW_TRACKING_URI", "https://ann:hunter2@mlflow.example"),
         ("PROXY", "http://ann@proxy.example"),
+        ("SETTING", "sk-" + "abcd1234" * 3),
+        ("SETTING", "AK" + "IAABCDEFGHIJKLMNOP"),
     ],
 )
 def test_a_secret_in_plain_env_is_refused_and_not_repeated(tmp_path: Path, name: str, value: str) -> None:
@@ -84,6 +86,13 @@ def test_a_secret_in_plain_env_is_refused_and_not_repeated(tmp_path: Path, name:
     assert f"env.{name}" in said and "secrets:" in said
     assert len(value) == 1 or value not in said
     assert read_job(job(tmp_path, env={name: value}, allow_plain=[name]), root=ROOT).env == {name: value}
+
+
+def test_a_secret_in_a_jobs_words_is_refused_and_not_repeated(tmp_path: Path) -> None:
+    key = "hf_" + "abcdefghij" * 3
+    for keys in ({"argv": ["--token", key]}, {"set": {"data.manifest": "https://ann:hunter2@h/manifest.json"}}):
+        said = refused(tmp_path, **keys)
+        assert "of the job's command" in said and "secrets:" in said and key not in said and "hunter2" not in said
 
 
 @pytest.mark.parametrize(

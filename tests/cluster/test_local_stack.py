@@ -1,11 +1,13 @@
 """A stack of small programs: started, looked at, one of them killed, ended."""
 
+import http.server
 import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -68,8 +70,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     state.end(state.stack_id(tmp_path / "stack"))
 
 
-def started(folder: Path, options: StackOptions, champion: str = "sightloom:1") -> looking.StackStatus:
-    return stack.up(folder, options, lambda uri, model: champion, NullProgress())
+def started(folder: Path, options: StackOptions) -> looking.StackStatus:
+    return stack.up(folder, options, NullProgress())
 
 
 def states(found: looking.StackStatus) -> dict[str, str]:
@@ -104,7 +106,7 @@ def test_a_second_up_starts_only_what_died_and_what_stands_on_it(folder: Path, o
 def test_a_part_that_hangs_is_ill_and_says_why(
     folder: Path, options: StackOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(parts, "_ASK", 0.5)
+    monkeypatch.setattr(parts, "_ASK_S", 0.5)
     pid = next(part.pid for part in started(folder, options).parts if part.name == "mlflow")
     os.kill(pid, signal.SIGSTOP)  # type: ignore[arg-type]
     (ill,) = [part for part in looking.status(folder).parts if part.state == "ill"]
@@ -138,19 +140,41 @@ def test_a_part_that_does_not_start_says_its_last_words_and_ends_the_others(
     assert state.marked(state.stack_id(folder)) == [] and state.read_state(folder) is None
 
 
-def test_without_a_champion_the_endpoint_is_absent_with_its_reason_until_there_is_one(
-    folder: Path, options: StackOptions
+@pytest.mark.parametrize(
+    ("status", "body", "well"),
+    [
+        (200, {"models": {"m": {"champion": "1", "ready": True}}}, True),
+        (503, {"models": {}}, True),
+        (503, {"models": {"m": {"champion": None, "ready": False}}}, True),
+        (503, {"models": {"m": {"champion": "1", "ready": False}}}, False),
+        (503, {"error": "no"}, False),
+        (500, {"models": {}}, False),
+    ],
+)
+def test_an_endpoint_is_well_when_every_champion_answers_or_there_is_none_yet(
+    status: int, body: dict[str, Any], well: bool
 ) -> None:
-    found = started(folder, options, champion="")
-    (absent,) = [part for part in found.parts if part.name == "endpoint"]
-    assert absent.state == "absent" and "no version of sightloom is champion yet" in absent.reason and found.well
-    assert states(started(folder, options))["endpoint"] == "running"
+    class Answer(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(json.dumps(body).encode())
+
+        def log_message(self, *_: Any) -> None:
+            return
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Answer) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        said = parts._serves(f"http://127.0.0.1:{server.server_port}/readyz")
+        server.shutdown()
+    assert (said == "") is well, said
+    assert well or f"answers {status}" in said
 
 
 def test_other_options_and_a_second_command_at_work_are_refused(folder: Path, options: StackOptions) -> None:
     started(folder, options)
     with pytest.raises(UserMistake, match="runs with other options"):
-        started(folder, options.model_copy(update={"model": "another"}))
+        started(folder, options.model_copy(update={"num_cpus": 99}))
     with state.sole_keeper(folder), pytest.raises(UserMistake, match="at work"):
         stack.down(folder, NullProgress())
 

@@ -18,6 +18,7 @@ from sightloom.cluster.renderers import TARGETS, Placed, render
 from sightloom.cluster.renderers.kuberay import RAY_VERSION
 from sightloom.config import load
 from sightloom.errors import UserMistake
+from sightloom.serving.engines.settings import ENGINE_SETTINGS, engine_settings
 
 CRDS = Path(__file__).parent.parent.parent.parent / "shared" / "crds"
 GOLDEN = Path(__file__).parent / "golden"
@@ -124,11 +125,31 @@ def test_what_a_target_has_no_word_for_is_an_error(
         (["/models/nano", "--on", "ray"], "no key file"),
         (["/models/nano", "--on", "process", "--keys", "k"], "process"),
         (["/models/nano", "--on", "ray", "--store", "s"], "--store"),
+        (["/models/nano", "--on", "ray", "--follow", "--keys", "k"], "does not follow the ledger"),
+        (["/models/nano", "--on", "ray", "--keys", "k", "--engine", "tgi"], "--engine tgi is not known"),
+        (["/models/nano", "--on", "ray", "--keys", "k", "--engine-gpus", "1"], "belong to vLLM"),
     ],
 )
 def test_a_rayservice_takes_only_what_it_can_do(argv: list[str], said: str) -> None:
     with pytest.raises(UserMistake, match=said):
         render(JobSpec(name="s", kind="serve", argv=tuple(argv)), "rayservice", PLACED)
+
+
+KEYED = ("/models/nano", "--on", "ray", "--keys", "/run/secrets/keys.json")
+
+
+def test_a_rayservices_engine_is_the_one_that_the_verb_would_serve_with() -> None:
+    workers = [{"group": "engine", "min": 1, "max": 1, "cpus": 4, "gpus": 2, "accelerator": "H100"}]
+    words = ("--engine", "vllm", "--engine-gpus", "2", "--engine-arg", "tensor-parallel-size=2", "--dtype", "bfloat16")
+    spec = JobSpec.model_validate(
+        {"name": "s", "kind": "serve", "argv": [*KEYED, *words], "resources": {"workers": workers}}
+    )
+    config = yaml.safe_load(yaml.safe_load(render(spec, "rayservice", PLACED))["spec"]["serveConfigV2"])
+    told = ENGINE_SETTINGS.validate_python(config["applications"][0]["args"]["engine"])
+    asked = engine_settings("vllm", None, None, ["tensor-parallel-size=2"], 2, "bfloat16", "cpu")
+    assert told == asked and ServeDeploySchema.model_validate(config)
+    with pytest.raises(UserMistake, match="reserves 2 GPUs, and no node of its workers has more than 0"):
+        render(JobSpec(name="s", kind="serve", argv=(*KEYED, *words)), "rayservice", PLACED)
 
 
 def test_the_verb_prints_the_manifest_as_it_is_however_narrow_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -18,7 +19,10 @@ from sightloom.cluster.client import JobsApi
 from sightloom.cluster.clusters import Cluster
 from sightloom.cluster.local.state import MARK, PART, end, marked
 
-_START_S = 240
+_START_S, _TRIES = 180, 2
+# A node sees a folder of its own at the path that is Ray's on every node: `ip netns exec` gave it mounts of its own.
+# (With folders of different names an agent looks for its node's driver logs in the head's.)
+_PRIVATE = 'mount --bind "$0" "$1" && shift && exec "$@"'
 
 
 @dataclass(frozen=True)
@@ -56,8 +60,7 @@ class Nodes:
 
     def start(self) -> None:
         for number, node in enumerate(self.nodes.values()):
-            self._spawn(node)
-            self._wait(number + 1)
+            self._join(node, number + 1)
 
     def kill(self, name: str) -> None:
         """Every process of a node at once, without a word."""
@@ -67,8 +70,7 @@ class Nodes:
         end(self._id, name, grace_s=0)  # what these had started meanwhile
 
     def restart(self, name: str) -> None:
-        self._spawn(self.nodes[name])
-        self._wait(len(self.nodes))
+        self._join(self.nodes[name], len(self.nodes))
 
     def names(self) -> dict[str, str]:
         """Ray's ids of nodes, also of those that died, to our names."""
@@ -79,8 +81,9 @@ class Nodes:
         for node in self.nodes.values():
             if node.inside:
                 subprocess.run(["ip", "netns", "del", node.inside[3]], check=False, capture_output=True)
+                shutil.rmtree(node.inside[7], ignore_errors=True)
         subprocess.run(["ip", "link", "del", self._bridge], check=False, capture_output=True)
-        subprocess.run(["rm", "-rf", self._temp], check=False)
+        shutil.rmtree(self._temp, ignore_errors=True)
 
     def _words(self, node: Node) -> list[str]:
         gcs, dashboard, *_ = self._ports[self.head.name]
@@ -88,7 +91,7 @@ class Nodes:
         words = [
             "--block", f"--node-name={node.name}", f"--node-ip-address={node.ip}", f"--num-cpus={node.cpus}",
             "--disable-usage-stats", "--object-store-memory=100000000", f"--dashboard-agent-listen-port={agent}",
-            f"--resources={json.dumps(dict(node.resources))}", f"--temp-dir={self._temp}/{node.name}",
+            f"--resources={json.dumps(dict(node.resources))}", f"--temp-dir={self._temp}",
         ]  # fmt: skip
         if node is not self.head:
             return [*words, f"--address={self.head.ip}:{gcs}"]
@@ -97,7 +100,7 @@ class Nodes:
             f"--ray-client-server-port={client}",
         ]  # fmt: skip
 
-    def _spawn(self, node: Node) -> None:
+    def _spawn(self, node: Node) -> "subprocess.Popen[bytes]":
         environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "RAY_ADDRESS")}
         environment |= {
             "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self.token), "SPT_NOENV": "1",
@@ -106,13 +109,17 @@ class Nodes:
             MARK: self._id, PART: node.name,
         }  # fmt: skip
         with open(self._folder / f"{node.name}.log", "ab") as log:
-            subprocess.Popen(
+            return subprocess.Popen(
                 [*node.inside, sys.executable, "-m", "ray.scripts.scripts", "start", *self._words(node)],
                 cwd=self._folder, env=environment, stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
 
-    def _wait(self, count: int) -> None:
-        until = time.monotonic() + _START_S
+    def _join(self, node: Node, count: int) -> None:
+        """Start a node and wait until so many are alive; one that gave up while it started is started again.
+
+        Raylet gives its helpers 15 s, hard-coded (ray#65983): on a busy machine that is too little now and then.
+        """
+        process, tries, until = self._spawn(node), _TRIES, time.monotonic() + _START_S
         while True:
             said = ""
             try:
@@ -120,6 +127,9 @@ class Nodes:
                     return
             except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
                 said = repr(error)
+            if process.poll() is not None and tries:
+                self.kill(node.name)
+                process, tries, until = self._spawn(node), tries - 1, time.monotonic() + _START_S
             logs = "\n".join(path.read_text()[-2000:] for path in self._folder.glob("*.log"))
             assert time.monotonic() < until, f"fewer than {count} nodes; {said}\n{logs}"
             time.sleep(0.5)
@@ -163,7 +173,10 @@ class Nodes:
             ["-n", space, "link", "set", "lo", "up"],
         ):
             subprocess.run(["ip", *command], check=True, capture_output=True)
-        return Node(name, ip, cpus, resources, ("ip", "netns", "exec", space))
+        own = Path(f"{self._temp}-{name}")
+        own.mkdir()
+        inside = ("ip", "netns", "exec", space, "sh", "-c", _PRIVATE, str(own), self._temp)
+        return Node(name, ip, cpus, resources, inside)
 
 
 @contextlib.contextmanager

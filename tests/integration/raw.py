@@ -94,8 +94,11 @@ def start(recipe: Path, env: dict[str, str], address: str) -> "subprocess.Popen[
     )
 
 
-def start_cluster(nodes: int, cpus: int) -> Any:
-    """Start a Ray of so many nodes, each a process of its own here; what a busy machine spoils is tried again."""
+def start_cluster(*cpus: int) -> Any:
+    """Start a Ray of nodes with so many cores each, every node a process of its own here.
+
+    What a busy machine spoils (ray#65983) is tried again, here and in `add_node`.
+    """
     import ray
     from ray.cluster_utils import Cluster
 
@@ -104,8 +107,8 @@ def start_cluster(nodes: int, cpus: int) -> Any:
     for left in (2, 1, 0):
         cluster = Cluster()
         try:
-            for _ in range(nodes):
-                cluster.add_node(num_cpus=cpus, object_store_memory=150_000_000)
+            for number in cpus:
+                cluster.add_node(num_cpus=number, object_store_memory=150_000_000)
             cluster.wait_for_nodes()
             return cluster
         except Exception:
@@ -113,6 +116,20 @@ def start_cluster(nodes: int, cpus: int) -> Any:
             if not left:
                 raise
     raise AssertionError("unreachable")
+
+
+def add_node(cluster: Any, cpus: int) -> None:
+    """Add a node to a running cluster, and wait until it is alive."""
+    for left in (2, 1, 0):
+        before = set(cluster.worker_nodes)
+        try:
+            cluster.add_node(num_cpus=cpus, object_store_memory=150_000_000)
+            return
+        except Exception:
+            for half_made in set(cluster.worker_nodes) - before:
+                cluster.remove_node(half_made)
+            if not left:
+                raise
 
 
 def finish(process: "subprocess.Popen[str]", timeout: float = 400) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import pytest
 
 from sightloom.serving.engines.transformers import TransformersEngine
 
-from ..readers.environment import ROOT, Unavailable, interpreter
+from ..environments import ROOT, Unavailable, interpreter
 from ..serving.running import Running, serve
 from ..serving.trained import QUESTION, encoded, make_trained
 

@@ -18,7 +18,7 @@ from sightloom.evaluation.examples import Example
 from sightloom.model.load import load
 from sightloom.model.scratch import build_folder
 from sightloom.records import Answer, Conversation, Message
-from sightloom.serving.engines.transformers import TransformersSettings
+from sightloom.serving.engines.settings import TransformersSettings
 from sightloom.serving.private import private_endpoint
 
 QUESTIONS = ("what colour is the circle?", "how many squares are there?", "where is the button?")

@@ -33,7 +33,7 @@ pytestmark = [pytest.mark.long, pytest.mark.timeout(1500)]
 @pytest.fixture(scope="module")
 def address() -> Any:
     """A Ray that outlives its drivers."""
-    cluster = start_cluster(1, 4)
+    cluster = start_cluster(4)
     yield cluster.address
     cluster.shutdown()
 

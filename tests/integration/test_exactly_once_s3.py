@@ -31,7 +31,7 @@ def test_two_runs_at_once_behind_a_faulty_store_end_as_one_calm_run(
     spoiled: Any,
 ) -> None:
     store_settings = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
-    cluster = start_cluster(1, 4)
+    cluster = start_cluster(4)
     put_tars("s3://pool/raw", 2, ROWS)
     scorer = write_scorer(tmp_path / "scorer")
     calm = write_recipe(tmp_path / "calm.yaml", "s3://pool/raw", "s3://pool/calm", scorer)

@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -17,6 +16,7 @@ from typing import Any
 
 import pytest
 from tests.cluster.conftest import RECIPE
+from tests.integration.services import free_ports, object_store
 from typer.testing import CliRunner
 
 from sightloom.cli import cli
@@ -28,6 +28,7 @@ from sightloom.errors import SightloomError, UserMistake
 from sightloom.progress import NullProgress
 
 ROOT = Path(__file__).parent.parent.parent
+PATH = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 TOKEN = "a-token-of-the-tests-0123456789"
 WORK = """
 import os, pathlib, sys, time
@@ -53,6 +54,7 @@ class Head:
     token: Path
     checkout: Path
     folder: Path
+    s3: dict[str, str]
 
     def spec(self, name: str, *words: str, **keys: Any) -> JobSpec:
         data = {"name": name, "kind": "command", "argv": ["python", "pipelines/work.py", *words], **keys}
@@ -62,17 +64,6 @@ class Head:
         said: list[str] = []
         found = run(self.api, spec, self.checkout, NullProgress(), said.append, 0.1)
         return found, "".join(said)
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports above those that Ray's workers take (10002 to 19999)."""
-    found = [number for number in range(21_000 + os.getpid() % 8000, 32_000) if _free(number)]
-    return found[:count]
-
-
-def _free(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) != 0
 
 
 def _processes(folder: str) -> list[int]:
@@ -85,7 +76,13 @@ def _processes(folder: str) -> list[int]:
 
 
 @pytest.fixture(scope="module")
-def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
+def s3() -> Iterator[dict[str, str]]:
+    with object_store() as reached_by:
+        yield reached_by
+
+
+@pytest.fixture(scope="module")
+def head(tmp_path_factory: pytest.TempPathFactory, s3: dict[str, str]) -> Iterator[Head]:
     folder = tmp_path_factory.mktemp("jobs")
     checkout = folder / "checkout"
     (checkout / "pipelines/recipes").mkdir(parents=True)
@@ -105,8 +102,8 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
         "--object-store-memory=100000000", f"--temp-dir={temp}", "--disable-usage-stats",
     ]  # fmt: skip
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {
-        "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token),
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        **s3, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token),
+        "PATH": PATH,
     }  # fmt: skip
     with open(folder / "head.log", "w") as log:
         process = subprocess.Popen(
@@ -124,7 +121,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
             except (SightloomError, KeyError):  # it is starting
                 assert time.monotonic() < until and process.poll() is None, (folder / "head.log").read_text()
             time.sleep(0.2)
-        yield Head(api, address, token, checkout, folder)
+        yield Head(api, address, token, checkout, folder, s3)
     finally:
         # `ray stop` would end every Ray of the machine, and an orderly end takes half a minute
         os.killpg(process.pid, signal.SIGKILL)
@@ -200,6 +197,34 @@ def test_a_running_job_is_stopped_and_may_be_started_again(head: Head) -> None:
     again = retry(head.api, begun.job.id, head.checkout, NullProgress())
     assert again.job.id == begun.job.id[:-1] + "2" and not again.attached
     head.api.stop(again.job.id)
+
+
+@pytest.mark.long
+def test_rays_own_command_runs_a_rendered_script_with_the_code_in_s3(head: Head) -> None:
+    job = head.checkout / "jobs" / "hello.yaml"
+    job.parent.mkdir(exist_ok=True)
+    job.write_text("name: hello\nkind: command\nargv: [python, pipelines/work.py, by-script]\n")
+    env = {
+        **os.environ, **head.s3, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(head.token),
+        "RAY_API_SERVER_ADDRESS": head.address, "PATH": PATH,
+    }  # fmt: skip
+
+    def said(*words: str) -> str:
+        done = subprocess.run(words, cwd=head.checkout, env=env, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, (words, done.stdout, done.stderr)
+        return done.stdout
+
+    sightloom = (sys.executable, "-m", "sightloom.cli")
+    said(sys.executable, "-c", "import s3fs; s3fs.S3FileSystem().mkdir('code')")
+    code = json.loads(said(*sightloom, "package", "jobs/hello.yaml", "--to", "s3://code", "--json"))
+    places = ["--working-dir", code["working_dir"], "--py-module", code["py_modules"][0]]
+    script = head.folder / "hello.sh"
+    script.write_text(said(*sightloom, "render", "jobs/hello.yaml", "--to", "cli", *places))
+    said("sh", str(script))
+    (job_id,) = [one.id for one in head.api.list() if "by-script" in one.entrypoint]
+    wrote: list[str] = []
+    assert head.api.follow(job_id, wrote.append, 0.1).status == "SUCCEEDED", wrote
+    assert "by-script secret of 0 from" in "".join(wrote) and str(ROOT) not in "".join(wrote)
 
 
 @pytest.mark.parametrize(("token", "said"), [("", "asks for a token"), ("another-token-0123456789", "not accept")])

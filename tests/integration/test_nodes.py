@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.long, pytest.mark.timeout(1500)]
 @pytest.fixture
 def cluster() -> Any:
     """Three nodes with two cores each; drivers join the first."""
-    made = start_cluster(3, 2)
+    made = start_cluster(2, 2, 2)
     yield made
     made.shutdown()
 

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from sightloom.model.scratch import build_folder
-from sightloom.serving.engines.transformers import TransformersSettings
+from sightloom.serving.engines.settings import TransformersSettings
 from sightloom.serving.private import private_endpoint
 
 from .chromium import CHROMIUM, Tab, tab

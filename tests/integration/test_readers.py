@@ -22,8 +22,8 @@ from sightloom.data.sources.chunks import list_files, read_chunks
 from sightloom.data.sources.config import WebDatasetSource
 from sightloom.progress import NullProgress
 
+from ..environments import Unavailable, interpreter
 from ..readers import read
-from ..readers.environment import Unavailable, interpreter
 
 RECIPE = Path(__file__).parents[2] / "pipelines" / "recipes" / "photos.yaml"
 PROGRAM = Path(read.__file__)
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.long
 @pytest.fixture(scope="module")
 def python() -> Path:
     try:
-        return interpreter()
+        return interpreter("readers")
     except Unavailable as error:
         pytest.skip(f"the readers' environment cannot be made here: {error}")
 

@@ -11,6 +11,9 @@ import pytest
 import ray
 from mlflow.tracking import MlflowClient
 
+from sightloom import runtime
+from sightloom.errors import UserMistake
+from sightloom.promotion.endpoint import follow_ledger
 from sightloom.promotion.fold import accepted
 from sightloom.promotion.manager import find_manager, start_manager
 from sightloom.registry import Registry
@@ -122,6 +125,11 @@ def test_a_version_whose_file_was_changed_is_taken_back_and_the_file_is_named(ru
 def test_one_manager_a_cluster_and_old_versions_leave(running: Stage) -> None:
     assert start_manager(running.config)._actor_id == running.manager._actor_id
     assert find_manager() is not None
+    assert runtime.dashboard() == running.config.dashboard and runtime.code_of_this_job() == {}
+    there = follow_ledger(running.config.model_copy(update={"runtime_env": {"env_vars": {"OF": "another job"}}}))
+    assert (there.address, there.champions, there.started) == (running.address, {MODEL: "3"}, False)
+    with pytest.raises(UserMistake, match=r"started with another cpus 0\.1, not 3"):
+        follow_ledger(running.config.model_copy(update={"cpus": 3.0}))
     end = time.monotonic() + 90
     while True:
         apps = set(running.serve.read().apps)

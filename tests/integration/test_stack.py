@@ -1,110 +1,32 @@
 """The local stack for real, and the whole chain as jobs on it (`make stack-test`)."""
 
-import base64
 import contextlib
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
-import openai
 import psutil
 import pytest
 import s3fs
 from mlflow.tracking import MlflowClient
 from tests.integration import services
+from tests.integration.stacks import ROOT, Stack, ask, crown
 
 from sightloom import storage
-from sightloom.cluster.client import JobsApi
 from sightloom.cluster.infra.queries import RAY_METRICS, SERVE_METRICS
 from sightloom.cluster.jobspec import read_job
 from sightloom.cluster.local import state
-from sightloom.cluster.local.stack import local_cluster
 from sightloom.cluster.package import pack
 from sightloom.data.shards.manifest import read_manifest
 from sightloom.demo.corpus import write_corpus
 from sightloom.model.scratch import build_folder
 from sightloom.progress import NullProgress
 
-ROOT = Path(__file__).parent.parent.parent
-NAMES = ("mlflow", "dashboard", "gcs", "client", "agent", "endpoint", "prometheus")
 READY_S, RUNNING_S, PACKAGE_BYTES = 40, 10, 2_000_000
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1500)]
-
-
-class Stack:
-    """A stack in a folder of its own, driven by the command line alone."""
-
-    def __init__(self, folder: Path, more: Mapping[str, str], *words: str) -> None:
-        self.folder, self._words = folder, words
-        self.ports = dict(zip(NAMES, services.free_ports(len(NAMES)), strict=True))
-        self.env = {**os.environ, "SIGHTLOOM_FOLDER": str(folder), **more}
-
-    def run(self, *words: str, code: int = 0, limit_s: float = 900) -> dict[str, Any]:
-        command = [sys.executable, "-m", "sightloom.cli", *words]
-        shown = subprocess.run(command, cwd=ROOT, env=self.env, capture_output=True, text=True, timeout=limit_s)
-        assert shown.returncode == code, (words, shown.stdout[-3000:], shown.stderr[-6000:])
-        found: dict[str, Any] = json.loads(shown.stdout) if shown.stdout.startswith("{") else {"said": shown.stderr}
-        return found
-
-    def up(self) -> dict[str, Any]:
-        ports = [word for name, port in self.ports.items() for word in ("--port", f"{name}={port}")]
-        return self.run("up", *ports, *self._words, "--json")
-
-    def submit(self, job: str, *sets: str, detach: bool = False) -> tuple[dict[str, Any], float]:
-        """Submit a job, follow it to its end, and say how long it took to be running."""
-        words = [word for one in sets for word in ("--set", one)]
-        command = [
-            "submit",
-            f"jobs/{job}.yaml",
-            "--cluster",
-            "local",
-            *words,
-            *(["--detach"] if detach else []),
-            "--json",
-        ]
-        before = {job.id for job in self.api.list()}
-        process = subprocess.Popen(
-            [sys.executable, "-m", "sightloom.cli", *command],
-            cwd=ROOT, env=self.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
-        began = time.monotonic()
-        self._until_running(before, process)
-        took = time.monotonic() - began
-        out, err = process.communicate(timeout=900)
-        assert process.returncode == 0, (job, err[-6000:], self._log())
-        return json.loads(out), took
-
-    def _until_running(self, before: set[str], process: "subprocess.Popen[str]") -> None:
-        """Wait until a new job runs, or the command has ended (it attached to an old one)."""
-        while process.poll() is None:
-            if any(job.status != "PENDING" for job in self.api.list() if job.id not in before):
-                return
-            time.sleep(0.05)
-
-    def _log(self) -> str:
-        jobs = self.api.list()
-        return self.api.logs(jobs[-1].id)[-4000:] if jobs else ""
-
-    @property
-    def api(self) -> JobsApi:
-        return JobsApi(*local_cluster(self.folder))
-
-    @property
-    def tracking(self) -> str:
-        return f"http://127.0.0.1:{self.ports['mlflow']}"
-
-    @property
-    def endpoint(self) -> str:
-        return f"http://127.0.0.1:{self.ports['endpoint']}"
-
-    def processes(self) -> list[psutil.Process]:
-        return state.marked(state.stack_id(self.folder))
 
 
 @pytest.fixture
@@ -124,7 +46,8 @@ def test_a_real_stack_comes_up_twice_says_what_died_and_leaves_nothing(plain: St
     client.create_experiment("kept")
     started = [name for name, part in first["parts"].items() if part["state"] == "running"]
     for name in started:
-        os.kill(first["parts"][name]["pid"], signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # the endpoint ends by itself when its Ray is gone
+            os.kill(first["parts"][name]["pid"], signal.SIGKILL)
         seen = plain.run("status", "--json", code=1)["parts"]
         assert seen[name]["state"] == "dead" and "is gone" in seen[name]["reason"]
     assert plain.up()["well"]
@@ -213,13 +136,20 @@ def test_the_whole_chain_runs_as_jobs_and_the_endpoint_answers(whole: Stack, tin
     events = whole.run("history", "--store", whole.tracking, "--json")["events"]
     assert [(event["kind"], event["outcome"]) for event in events][-1] == ("promote", "accepted")
 
-    port = str(whole.ports["endpoint"])
-    words = ["sightloom@champion", "--on", "ray", "--port", port]
+    assert ask(whole) == version  # nothing was started for it: the stack's release manager follows the ledger
+
+    second = build_folder("nano", ["what is it? x is it"] * 50, tmp_path / "second", 0)
+    reference = whole.run("register", str(second), "--store", whole.tracking, "--json")["reference"]
+    _promote(whole, reference, manifest, tmp_path)
+    assert reference == "sightloom:2" and ask(whole) == reference
+    whole.run("rollback", "--reason", "the stack's test", "--store", whole.tracking, "--json")
+    assert ask(whole) == version
+
+    words = ["sightloom@champion", "--on", "ray", "--follow", "--port", str(whole.ports["endpoint"])]
     served, running["serve"] = whole.submit("serve", f"argv={json.dumps(words)}", detach=True)
-    _wait_ready(whole)
-    assert _ask(whole) != ""
+    _wait_for(lambda: "ran already" in whole.api.logs(served["id"]), whole)
     whole.run("jobs", "stop", served["id"], "--cluster", "local", "--json")
-    _wait_free(whole.ports["endpoint"])
+    assert ask(whole) == version  # it had found the stack's endpoint, and left it
 
     experiments = {one.name for one in MlflowClient(whole.tracking).search_experiments()}
     assert {"curation", "sightloom", "gates"} <= experiments
@@ -227,8 +157,6 @@ def test_the_whole_chain_runs_as_jobs_and_the_endpoint_answers(whole: Stack, tin
     files = s3fs.S3FileSystem().find("mlflow")
     assert any(name.endswith("model.safetensors") for name in files), files[:20]
 
-    found = whole.up()  # the champion is there by now
-    assert found["parts"]["endpoint"]["state"] == "running" and _ask(whole) != ""
     _metrics_are_real(whole)
     print(f"\nwhole chain {time.monotonic() - began:.0f} s; package {size / 1e6:.2f} MB (target 2)")
     print(
@@ -249,39 +177,23 @@ def _logs_are_kept(client: MlflowClient, jobs: tuple[str, ...]) -> None:
         assert log.read_text() and "AWS_SECRET" not in log.read_text()
 
 
-def _wait_ready(stack: Stack) -> None:
-    import httpx
+def _promote(stack: Stack, version: str, manifest: str, folder: Path) -> None:
+    """Promote at once, whatever a gate of few questions says."""
+    few = {"name": "few", "sources": [{"kind": "manifest", "heldout": 0.1, "per_domain": 2, "seed": 17}]}
+    rules = {"suites": "few.yaml", "domains": {"overall": {"metric": "accuracy", "floor": 0, "margin": 1, "min_n": 1}}}
+    for name, content in (("few", few), ("gate", rules), ("plan", {"steps": []})):
+        (folder / f"{name}.yaml").write_text(json.dumps(content))
+    words = ["--gate", str(folder / "gate.yaml"), "--plan", str(folder / "plan.yaml"), "--manifest", manifest]
+    stack.run(
+        "promote", version, *words, "--override", "--reason", "the stack's test", "--store", stack.tracking, "--json"
+    )
 
-    until = time.monotonic() + 240
-    while True:
-        with contextlib.suppress(httpx.HTTPError):
-            if httpx.get(f"{stack.endpoint}/readyz", trust_env=False).status_code == 200:
-                return
+
+def _wait_for(condition: Callable[[], bool], stack: Stack, limit_s: float = 120) -> None:
+    until = time.monotonic() + limit_s
+    while not condition():
         assert time.monotonic() < until, stack._log()
         time.sleep(0.5)
-
-
-def _wait_free(port: int) -> None:
-    until = time.monotonic() + 60
-    while _listens(port):
-        assert time.monotonic() < until
-        time.sleep(0.2)
-
-
-def _ask(stack: Stack) -> str:
-    """What the endpoint writes about a picture; its words mean nothing after so few steps."""
-    from PIL import Image
-
-    file = stack.folder / "picture.png"
-    Image.new("RGB", (64, 64), "red").save(file)
-    url = f"data:image/png;base64,{base64.b64encode(file.read_bytes()).decode()}"
-    client = openai.OpenAI(base_url=f"{stack.endpoint}/v1", api_key="none")
-    parts: Any = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": "What colour is it?"}]
-    answer = client.chat.completions.create(
-        model="sightloom", messages=[{"role": "user", "content": parts}], max_completion_tokens=40
-    )
-    assert answer.usage is not None and answer.usage.completion_tokens > 0
-    return str(answer.choices[0].finish_reason)
 
 
 def _metrics_are_real(stack: Stack) -> None:
@@ -308,11 +220,11 @@ def test_down_ends_the_endpoints_haproxy_too(proxy: str, tmp_path: Path) -> None
     store = f"sqlite:///{tmp_path}/stack/mlflow.db"
     folder = build_folder("nano", ["what is it? x is it"] * 50, tmp_path / "nano", 0)
     version = stack.run("register", str(folder), "--store", store, "--json")["reference"]
-    MlflowClient(store).set_registered_model_alias("sightloom", "champion", version.split(":")[1])
+    crown(store, version)
     try:
         found = stack.up()
-        assert found["parts"]["endpoint"]["state"] == "running"
-        print(f"\nup with a champion behind HAProxy: {found['seconds']} s")
+        assert found["parts"]["endpoint"]["state"] == "running" and ask(stack) == version
+        print(f"\nup with a champion behind HAProxy: {found['seconds']} s (target {READY_S})")
         assert any(one.name() == "haproxy" for one in stack.processes())
     finally:
         stack.run("down")

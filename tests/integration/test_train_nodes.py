@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.integration.raw import finish, start_cluster
+from tests.integration.raw import add_node, finish, start_cluster
 from tests.integration.training_runs import SAVE_EVERY, Run, train_workers, wait_until
 from tests.training.conftest import write_shards
 
@@ -19,10 +19,7 @@ STEPS = 400  # enough for a node to go, to be noticed, and to come back
 @pytest.fixture
 def cluster() -> Iterator[Any]:
     """A head that runs no workers, and two nodes with room for one each."""
-    made = start_cluster(1, 0)
-    for _ in range(2):
-        made.add_node(num_cpus=1, object_store_memory=100_000_000)
-    made.wait_for_nodes()
+    made = start_cluster(0, 1, 1)
     yield made
     made.shutdown()
 
@@ -51,7 +48,7 @@ def test_a_node_that_dies_in_a_stage_costs_nothing_but_time(calm: Run, cluster: 
     node = cluster.list_all_nodes()[-1]
     assert len(worker_of(node)) == 1
     cluster.remove_node(node, allow_graceful=False)
-    cluster.add_node(num_cpus=1, object_store_memory=100_000_000)
+    add_node(cluster, 1)
     finish(process, 900)
     attempts = run.attempts()
     assert [world for world, _ in attempts] == [2, 2]
@@ -87,7 +84,7 @@ def test_workers_that_become_one_and_two_again_consume_the_same_samples(
     wait_until(warned, process, NOTICE_S)
     cluster.remove_node(node, allow_graceful=False)
     wait_until(lambda: run.attempts()[-1][0] == 1 and len(run.attempts()[-1][1]) > 3, process)
-    cluster.add_node(num_cpus=1, object_store_memory=100_000_000)
+    add_node(cluster, 1)
     finish(process, 900)
     attempts = run.attempts()
     assert [world for world, _ in attempts] == [2, 1, 2]

@@ -22,9 +22,9 @@ from sightloom.model.chat import Encoder
 from sightloom.model.load import load
 from sightloom.serving.engines import guard
 from sightloom.serving.engines import vllm as vllm_module
-from sightloom.serving.engines.transformers import TransformersEngine, TransformersSettings
+from sightloom.serving.engines.settings import TransformersSettings, VllmSettings
+from sightloom.serving.engines.transformers import TransformersEngine
 from sightloom.serving.engines.vllm import VllmEngine
-from sightloom.serving.engines.vllm_server import VllmSettings
 from sightloom.serving.engines.vllm_wire import Reply
 
 from ..serving.running import Running, group_of, serve, survivors, vllm_python

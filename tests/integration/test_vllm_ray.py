@@ -14,7 +14,7 @@ import pytest
 
 from sightloom.serving.clip import ClipModel, ClipSettings
 from sightloom.serving.deploy import Deployment, deploy, shutdown
-from sightloom.serving.engines.vllm_server import VllmSettings
+from sightloom.serving.engines.settings import VllmSettings
 
 from ..serving.running import group_of, survivors, vllm_python
 from ..serving.trained import QUESTION, encoded, make_trained

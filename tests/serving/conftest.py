@@ -12,9 +12,11 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 from sightloom.model.scratch import build_folder
-from sightloom.serving.app import EndpointConfig, build_app
+from sightloom.serving.app import build_app
+from sightloom.serving.config import EndpointConfig
 from sightloom.serving.dispatch import LocalDispatcher
-from sightloom.serving.engines.transformers import TransformersEngine, TransformersSettings
+from sightloom.serving.engines.settings import TransformersSettings
+from sightloom.serving.engines.transformers import TransformersEngine
 
 TEXTS = [
     "Describe the image.",

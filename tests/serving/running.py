@@ -13,7 +13,8 @@ import pytest
 import uvicorn
 from fastapi import FastAPI
 
-from sightloom.serving.app import EndpointConfig, build_app
+from sightloom.serving.app import build_app
+from sightloom.serving.config import EndpointConfig
 from sightloom.serving.dispatch import LocalDispatcher
 from sightloom.serving.engines.base import Engine
 

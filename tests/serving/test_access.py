@@ -8,13 +8,14 @@ import pytest
 from fastapi.testclient import TestClient
 
 from sightloom.errors import UserMistake
-from sightloom.serving.app import EndpointConfig, build_app
+from sightloom.serving.app import build_app
 from sightloom.serving.auth import KeyRing, new_key
-from sightloom.serving.deploy import check_host
+from sightloom.serving.config import EndpointConfig
 from sightloom.serving.dispatch import LocalDispatcher
 from sightloom.serving.engines.transformers import TransformersEngine
 from sightloom.serving.errors import ApiError
 from sightloom.serving.limits import Bucket, Limits
+from sightloom.serving.listening import check_host
 
 ASK = {"model": "sightloom", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 2, "temperature": 0}
 

@@ -15,8 +15,9 @@ import torch
 from fastapi.testclient import TestClient
 from PIL import Image
 
-from sightloom.serving.app import EndpointConfig, build_app
+from sightloom.serving.app import build_app
 from sightloom.serving.clip import ClipModel, ClipSettings, LocalEmbedder
+from sightloom.serving.config import EndpointConfig
 from sightloom.serving.dispatch import LocalDispatcher
 from sightloom.serving.engines.transformers import TransformersEngine
 

@@ -10,8 +10,9 @@ import openai
 import pytest
 from pydantic import BaseModel
 
-from sightloom.serving.app import EndpointConfig, build_app
+from sightloom.serving.app import build_app
 from sightloom.serving.auth import new_key
+from sightloom.serving.config import EndpointConfig
 from sightloom.serving.dispatch import LocalDispatcher, Route
 from sightloom.serving.engines.base import EngineRequest
 from sightloom.serving.engines.transformers import TransformersEngine

@@ -19,8 +19,9 @@ from schemathesis.specs.openapi.checks import (
     unsupported_method,
 )
 
-from sightloom.serving.app import EndpointConfig, build_app
+from sightloom.serving.app import build_app
 from sightloom.serving.auth import new_key
+from sightloom.serving.config import EndpointConfig
 from sightloom.serving.dispatch import LocalDispatcher
 from sightloom.serving.engines.transformers import TransformersEngine
 

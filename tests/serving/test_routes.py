@@ -9,7 +9,8 @@ from fastapi.testclient import TestClient
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sightloom.serving.app import EndpointConfig, build_app
+from sightloom.serving.app import build_app
+from sightloom.serving.config import EndpointConfig
 from sightloom.serving.dispatch import LocalDispatcher, Route
 from sightloom.serving.engines.base import Delta, EngineRequest, Sampling, Thinking, Turn
 from sightloom.serving.engines.transformers import TransformersEngine

@@ -8,8 +8,9 @@ import pytest
 from fastapi.testclient import TestClient
 from prometheus_client.parser import text_string_to_metric_families
 
-from sightloom.serving.app import EndpointConfig, build_app
+from sightloom.serving.app import build_app
 from sightloom.serving.auth import new_key
+from sightloom.serving.config import EndpointConfig
 from sightloom.serving.dispatch import LocalDispatcher
 from sightloom.serving.engines.transformers import TransformersEngine
 from sightloom.serving.metric_table import METRICS

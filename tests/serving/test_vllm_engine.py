@@ -12,8 +12,8 @@ import pytest
 
 from sightloom.errors import SightloomError, UserMistake
 from sightloom.serving.engines.base import Delta, EngineRequest, Sampling, Thinking, Turn
+from sightloom.serving.engines.settings import VllmSettings
 from sightloom.serving.engines.vllm import VllmEngine
-from sightloom.serving.engines.vllm_server import VllmSettings
 from sightloom.serving.errors import ApiError, EngineDied
 
 STAND_IN = Path(__file__).with_name("stand_in.py")

@@ -11,10 +11,9 @@ from pydantic import ValidationError
 
 from sightloom.errors import UserMistake
 from sightloom.serving.engines.base import EngineRequest, Sampling, Thinking, Turn
-from sightloom.serving.engines.choice import ENGINE_SETTINGS
+from sightloom.serving.engines.settings import ENGINE_SETTINGS, TransformersSettings, VllmSettings
 from sightloom.serving.engines.split import Splitter
-from sightloom.serving.engines.transformers import TransformersSettings
-from sightloom.serving.engines.vllm_server import VllmSettings, command, environment, find_python
+from sightloom.serving.engines.vllm_server import command, environment, find_python
 from sightloom.serving.engines.vllm_wire import (
     Events,
     Reply,

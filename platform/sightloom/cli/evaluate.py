@@ -15,7 +15,7 @@ from sightloom.evaluation.evaluate import Target, run
 from sightloom.evaluation.result import Measure, Result
 from sightloom.model.load import fetch
 from sightloom.progress import terminal_progress
-from sightloom.serving.engines.transformers import TransformersSettings
+from sightloom.serving.engines.settings import TransformersSettings
 from sightloom.serving.private import private_endpoint
 
 

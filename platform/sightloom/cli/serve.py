@@ -4,26 +4,31 @@ import os
 import signal
 import threading
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-import yaml
 from rich.console import Console
 
 from sightloom import runtime
 from sightloom.cli import console
 from sightloom.cli.console import DEFAULT_STORE, Ray, Store
-from sightloom.config import validate
 from sightloom.errors import UserMistake
-from sightloom.registry import Registry
-from sightloom.serving.app import EndpointConfig
+from sightloom.later import Later
 from sightloom.serving.clip import ClipSettings
-from sightloom.serving.deploy import Deployment, check_host, check_port, deploy, shutdown
-from sightloom.serving.engines.transformers import TransformersSettings
-from sightloom.serving.engines.vllm_server import VllmSettings
-from sightloom.serving.local import serve_here
+from sightloom.serving.config import EndpointConfig
+from sightloom.serving.engines.settings import engine_settings
+from sightloom.serving.listening import check_host, check_port
 from sightloom.serving.media import MediaLimits
-from sightloom.tracking import normalized_uri
+
+if TYPE_CHECKING:
+    from sightloom import registry, tracking
+    from sightloom.promotion import config as promotion
+    from sightloom.promotion import endpoint as following
+    from sightloom.serving import deploy, local
+else:  # mistakes are told before engines load, and a process that follows the ledger need not hold one
+    registry, tracking = Later("sightloom.registry"), Later("sightloom.tracking")
+    deploy, local = Later("sightloom.serving.deploy"), Later("sightloom.serving.local")
+    promotion, following = Later("sightloom.promotion.config"), Later("sightloom.promotion.endpoint")
 
 
 def register(app: typer.Typer) -> None:
@@ -38,6 +43,10 @@ def register(app: typer.Typer) -> None:
         on: Annotated[
             str, typer.Option(help="'process' = one process; 'ray' = a router and a replica on Ray Serve.")
         ] = ("process"),
+        follow: Annotated[
+            bool,
+            typer.Option("--follow", help="Serve what the ledger says, now and later: with --on ray, NAME@champion."),
+        ] = False,
         store: Store = DEFAULT_STORE,
         keys: Annotated[
             str | None, typer.Option(help="Key file; without it everybody on this machine may ask.")
@@ -66,6 +75,8 @@ def register(app: typer.Typer) -> None:
     ) -> None:
         """Serve a model until Ctrl-C. The page at / is a playground; OpenAI clients use /v1.
 
+        With --follow the cluster's release manager is started, or found: promotions move what answers, without a gap.
+
         sightloom serve out/model
         sightloom serve sightloom@champion --store sqlite:///out/mlflow.db --on ray
         """
@@ -76,47 +87,90 @@ def register(app: typer.Typer) -> None:
         settings = engine_settings(engine, engine_python, engine_key, engine_arg or [], engine_gpus, dtype, device)
         clips = clip_settings(clip or [])
         check_host(host, endpoint)
+        if follow:
+            check_follow(target, name, on, ray, clips)
+            config = promotion.ManagerConfig(
+                store=tracking.normalized_uri(store),
+                http=promotion.HttpConfig(host=host, port=port),
+                endpoint=endpoint,
+                engine=settings,
+                gpus=engine_gpus,
+            )
+            follow_until_asked(config, ray, as_json)
+            return
         check_port(host, port)
         folder, model, version = find(target, name, store)
 
-        def announce(running: Deployment) -> None:
+        def announce(running: deploy.Deployment) -> None:
             console.emit(as_result(running), as_json, lambda page: show(page, running))
 
         if on == "process":
-            serve_here(folder, model, version, port, host, endpoint, settings, announce, clips)
+            local.serve_here(folder, model, version, port, host, endpoint, settings, announce, clips)
             return
         owned = runtime.connect(ray) and ray == runtime.LOCAL
         try:
-            announce(deploy(folder, model, version, port, host, endpoint, settings, clips))
-            ended = threading.Event()
-            for number in (signal.SIGINT, signal.SIGTERM):
-                signal.signal(number, lambda *_: ended.set())
-            ended.wait()
+            announce(deploy.deploy(folder, model, version, port, host, endpoint, settings, clips))
+            asked_to_end().wait()
         finally:
-            shutdown(ray_ends=owned)
+            deploy.shutdown(ray_ends=owned)
             runtime.disconnect()
 
 
-def engine_settings(
-    engine: str, python: str | None, key_file: str | None, extra: list[str], gpus: float, dtype: str, device: str
-) -> TransformersSettings | VllmSettings:
-    """The engine's settings from the command line.
+def check_follow(target: str, name: str, on: str, ray: str, clips: dict[str, ClipSettings]) -> None:
+    """See that the options mean something beside `--follow`.
 
     Raises:
-        UserMistake: options that do not belong together, or an unknown one.
+        UserMistake: one does not.
     """
-    if engine == "transformers":
-        if python or key_file or extra or gpus:
-            raise UserMistake("--engine-python, -key, -arg and -gpus belong to vLLM", "add --engine vllm")
-        return TransformersSettings(dtype=dtype, device=device)
-    given: dict[str, Any] = {"kind": engine, "dtype": dtype, "python": python, "num_gpus": gpus}
-    if engine.startswith(("http://", "https://")):
-        given |= {"kind": "vllm", "url": engine, "key_file": key_file}
-    elif engine != "vllm":
-        raise UserMistake(f"--engine {engine} is not known", "use transformers, vllm, or a vLLM server's URL")
-    pairs = [argument.partition("=") for argument in extra]
-    given["extra_args"] = {name: yaml.safe_load(value) if sign else True for name, sign, value in pairs}
-    return validate(VllmSettings, given, "command line")
+    if not target.endswith("@champion") or name not in ("sightloom", target.removesuffix("@champion")):
+        raise UserMistake(
+            f"--follow serves what the ledger says, not '{target}' under a name of its own",
+            "give NAME@champion, and no --name",
+        )
+    if on != "ray" or ray == runtime.LOCAL:
+        raise UserMistake(
+            "--follow needs a Ray with a dashboard", "sightloom up has both; or --on ray --ray HOST:6379 (a job: auto)"
+        )
+    if clips:
+        raise UserMistake("--clip means nothing beside --follow", "serve open_clip models by an endpoint of their own")
+
+
+def follow_until_asked(config: "promotion.ManagerConfig", ray: str, as_json: bool) -> None:
+    """Have a cluster's release manager serve, until this process is asked to end; one that was found goes on.
+
+    Raises:
+        UserMistake, SightloomError: it cannot be joined, or the endpoint does not come up.
+    """
+    runtime.connect(ray)
+    ended = asked_to_end()
+    try:
+        code = runtime.code_of_this_job()
+        update = {"dashboard": runtime.dashboard(), "token_file": token_file(), "runtime_env": code}
+        there = following.follow_ledger(config.model_copy(update=update))
+        facts = {"address": there.address, "api": f"{there.address}/v1", "champions": there.champions,
+                 "started": there.started, "seconds": round(there.seconds, 2), "pid": os.getpid()}  # fmt: skip
+        console.emit(facts, as_json, lambda page: show_following(page, facts))
+        try:
+            following.watch(ended)
+        finally:
+            if there.started:
+                following.end_endpoint()
+    finally:
+        runtime.disconnect()
+
+
+def token_file() -> str | None:
+    """The file with Ray's token, where the cluster asks for one; found as Ray itself finds it."""
+    file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    return str(file) if file.is_file() else None
+
+
+def asked_to_end() -> threading.Event:
+    """Set by Ctrl-C and by SIGTERM."""
+    ended = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: ended.set())
+    return ended
 
 
 def clip_settings(given: list[str]) -> dict[str, ClipSettings]:
@@ -147,13 +201,13 @@ def find(target: str, name: str, store: str) -> tuple[Path, str, str]:
         raise UserMistake(
             f"'{target}' is no folder", "give a model folder, or a registered model such as sightloom@champion"
         )
-    registry = Registry(normalized_uri(store))
-    version = registry.resolve(target)
+    versions = registry.Registry(tracking.normalized_uri(store))
+    version = versions.resolve(target)
     cache = Path.home() / ".cache" / "sightloom" / "models"
-    return registry.materialize(version, cache), version.name, str(version.version)
+    return versions.materialize(version, cache), version.name, str(version.version)
 
 
-def as_result(running: Deployment) -> dict[str, Any]:
+def as_result(running: "deploy.Deployment") -> dict[str, Any]:
     """The verb's JSON."""
     return {
         "address": running.address,
@@ -166,10 +220,24 @@ def as_result(running: Deployment) -> dict[str, Any]:
     }
 
 
-def show(page: Console, running: Deployment) -> None:
+def show(page: Console, running: "deploy.Deployment") -> None:
     """What people read."""
     page.print(f"[bold]{running.model}[/] version {running.version}, ready after {running.seconds['total']:.1f} s")
-    page.print(f"  playground  {running.address}/")
-    page.print(f"  OpenAI API  {running.api}")
-    page.print(f'\nnext: sightloom ask "What is in the picture?" --image photo.png --url {running.address}')
+    show_address(page, running.address)
+
+
+def show_following(page: Console, facts: dict[str, Any]) -> None:
+    """What people read of an endpoint that follows the ledger."""
+    champions = ", ".join(f"{name} version {version}" for name, version in facts["champions"].items())
+    page.print(f"[bold]{champions or 'no champion yet: sightloom promote'}[/], after {facts['seconds']:.1f} s")
+    if not facts["started"]:
+        page.print("  this cluster's release manager ran already, and goes on when this ends")
+    show_address(page, facts["address"])
+
+
+def show_address(page: Console, address: str) -> None:
+    """Where it answers, and what comes next."""
+    page.print(f"  playground  {address}/")
+    page.print(f"  OpenAI API  {address}/v1")
+    page.print(f'\nnext: sightloom ask "What is in the picture?" --image photo.png --url {address}')
     page.print("      Ctrl-C ends it")

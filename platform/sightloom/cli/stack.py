@@ -1,7 +1,7 @@
 """`sightloom up`, `status`, `down`: Ray, MLflow, the endpoint and Prometheus of this machine as one."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -12,14 +12,8 @@ from sightloom.cluster.local import stack
 from sightloom.cluster.local.looking import StackStatus, status
 from sightloom.cluster.local.options import StackOptions, read_ports
 from sightloom.config import validate
-from sightloom.errors import SightloomError, UserMistake
-from sightloom.later import Later
+from sightloom.errors import SightloomError
 from sightloom.progress import terminal_progress
-
-if TYPE_CHECKING:
-    from sightloom import registry
-else:
-    registry = Later("sightloom.registry")
 
 FOLDER = Path(".sightloom")
 Folder = Annotated[
@@ -49,7 +43,6 @@ def up_verb(
         ),
     ] = "",
     artifacts: Annotated[str, typer.Option(help="MLflow's artifacts, e.g. s3://bucket.", show_default="a folder")] = "",
-    model: Annotated[str, typer.Option(help="The registered model whose champion is served.")] = "sightloom",
     num_cpus: Annotated[int | None, typer.Option(help="What Ray may promise.", show_default="cores + 2", min=1)] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -58,9 +51,9 @@ def up_verb(
     sightloom up
     sightloom submit jobs/curate.yaml --cluster local
     """
-    asked = {"database": database, "artifacts": artifacts, "model": model, "ports": read_ports(port or ())}
+    asked = {"database": database, "artifacts": artifacts, "ports": read_ports(port or ())}
     options = validate(StackOptions, asked | ({"num_cpus": num_cpus} if num_cpus else {}), "command line")
-    found = stack.up(folder, options, champion, terminal_progress())
+    found = stack.up(folder, options, terminal_progress())
     console.emit(found.to_json(), as_json, lambda page: _show(page, found))
 
 
@@ -78,14 +71,6 @@ def down_verb(folder: Folder = FOLDER, as_json: AsJson = False) -> None:
     """End the local stack and every job on it; its stores and logs stay."""
     ended = stack.down(folder, terminal_progress())
     console.emit({"ended": ended}, as_json, lambda page: page.print(f"{ended} processes ended, none is left"))
-
-
-def champion(uri: str, model: str) -> str:
-    """The version that MLflow calls champion, or an empty text."""
-    try:
-        return registry.Registry(uri).resolve(f"{model}@champion").reference
-    except UserMistake:
-        return ""
 
 
 def _show(page: Console, found: StackStatus) -> None:

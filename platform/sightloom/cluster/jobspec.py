@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final, Literal
 import yaml
 from pydantic import Field, model_validator
 
-from sightloom.cluster.plain import refuse_secrets
+from sightloom.cluster.plain import refuse_secrets, refuse_words
 from sightloom.config import Frozen, load
 from sightloom.data.recipe import Recipe
 from sightloom.errors import UserMistake
@@ -201,6 +201,7 @@ def read_job(path: str | Path, overrides: list[str] | None = None, root: Path | 
     if of_config := [word.removeprefix(_SET) for word in overrides or [] if word.startswith(_SET)]:
         spec = spec.model_copy(update={"set": {**spec.set, **_keys(of_config)}})
     refuse_secrets(spec.env, spec.allow_plain, str(path))
+    refuse_words(spec.argv_list, str(path))
     check_config(spec, root or Path.cwd())
     return spec
 

@@ -25,6 +25,7 @@ from sightloom.promotion.ledger import Ledger
 from sightloom.registry import Registry
 from sightloom.registry.once import register_once
 from sightloom.serving import deploy
+from sightloom.serving.listening import check_port
 from sightloom.tracking import MlflowTracker
 from sightloom.training.curriculum import Curriculum
 from sightloom.training.stages import train
@@ -80,7 +81,7 @@ def run_demo(out: Path, seed: int, quick: bool, port: int, progress: Progress) -
         UserMistake: `out` cannot be written or holds another demo, or the port is in use; found before any work.
     """
     numbers = settings(seed, quick)
-    deploy.check_port("127.0.0.1", port)
+    check_port("127.0.0.1", port)
     road = _Road(out.absolute(), numbers, progress)
     with _ray() as owned:
         with progress.step("demo", total=len(_NAMES), unit="steps") as whole:

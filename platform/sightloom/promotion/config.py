@@ -5,9 +5,8 @@ from typing import Any, Literal
 from pydantic import Field
 
 from sightloom.config import Frozen
-from sightloom.serving.app import EndpointConfig
-from sightloom.serving.engines.choice import EngineSettings
-from sightloom.serving.engines.transformers import TransformersSettings
+from sightloom.serving.config import EndpointConfig
+from sightloom.serving.engines.settings import EngineSettings, TransformersSettings
 
 
 class HttpConfig(Frozen):
@@ -39,7 +38,7 @@ class ManagerConfig(Frozen):
     endpoint: EndpointConfig = EndpointConfig()
     engine: EngineSettings = TransformersSettings()
     replicas: int = Field(default=1, ge=1, description="of every version's app")
-    cpus: float = Field(default=1, ge=0, description="of every replica")
+    cpus: float = Field(default=0.5, ge=0, description="of every replica, which waits most of the time")
     gpus: float = Field(default=0, ge=0)
     routers: int = Field(default=1, ge=1)
     runtime_env: dict[str, Any] = Field(default_factory=dict)

@@ -16,7 +16,6 @@ import ray
 from mlflow.exceptions import MlflowException
 from ray.exceptions import RayError
 
-from sightloom.config import digest
 from sightloom.errors import SightloomError
 from sightloom.promotion.config import ManagerConfig
 from sightloom.promotion.follow import HEARTBEAT, HEARTBEAT_S
@@ -66,9 +65,9 @@ class ReleaseManager:
         last = self._last.to_json() if self._last is not None else None
         return {"pid": os.getpid(), "ticks": self._ticks, "error": self._error, "last": last}
 
-    def config_digest(self) -> str:
-        """Of the configuration that it was started with."""
-        return digest(self._config)
+    def config(self) -> dict[str, Any]:
+        """What it was started with."""
+        return self._config.model_dump(mode="json", exclude_unset=True)
 
     def stop(self) -> None:
         """Tick no more; what runs goes on."""
@@ -155,16 +154,24 @@ def start_manager(config: ManagerConfig, wait_s: float = 180.0) -> Any:
         )
         .remote(config.model_dump(mode="json", exclude_unset=True))
     )
+    if config_of(actor, wait_s) == config:
+        return actor
+    stop_manager()
+    return start_manager(config, wait_s)
+
+
+def config_of(manager: Any, wait_s: float = 180.0) -> ManagerConfig:
+    """What a manager was started with.
+
+    Raises:
+        SightloomError: it does not answer.
+    """
     try:
-        same = ray.get(actor.config_digest.remote(), timeout=wait_s) == digest(config)
+        return ManagerConfig.model_validate(ray.get(manager.config.remote(), timeout=wait_s))
     except RayError as error:
         raise SightloomError(
             f"the release manager did not start: {error}", "see the logs of the Ray cluster"
         ) from error
-    if same:
-        return actor
-    stop_manager()
-    return start_manager(config, wait_s)
 
 
 def find_manager() -> Any | None:

@@ -1,5 +1,6 @@
 """The one app: under Ray Serve with handles behind it, under uvicorn with an engine in the process (serving.md §1)."""
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Mapping
 from http import HTTPStatus
@@ -14,20 +15,21 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 
 import sightloom
-from sightloom.config import Frozen
 from sightloom.serving.auth import KeyRing, require
 from sightloom.serving.chat import Chat
 from sightloom.serving.clip import Embedder
+from sightloom.serving.config import EndpointConfig
 from sightloom.serving.dispatch import Dispatcher, not_found
 from sightloom.serving.embed import ClipScoreRequest, ClipScores, EmbeddingList, Embeddings, EmbeddingsRequest
 from sightloom.serving.errors import ApiError
 from sightloom.serving.gate import Gate, Visit
 from sightloom.serving.limits import Limits
-from sightloom.serving.media import MediaGuard, MediaLimits
+from sightloom.serving.media import MediaGuard
 from sightloom.serving.meters import LocalMeters, Meters
 from sightloom.serving.protocol import Body, ChatRequest
 from sightloom.serving.replies import ChatCompletion, ErrorBody
 from sightloom.serving.seen import write_lines
+from sightloom.serving.structure import warm_up
 
 PLAYGROUND: Final = Path(__file__).parent / "playground"
 _BODIES: Final[dict[str, type[Body]]] = {
@@ -40,21 +42,6 @@ _ERRORS: Final[dict[int | str, dict[str, Any]]] = {
     status: {"model": ErrorBody, "description": HTTPStatus(status).phrase}
     for status in (400, 401, 403, 404, 405, 413, 415, 429, 500, 502, 503, 504)
 }
-
-
-class EndpointConfig(Frozen):
-    """The endpoint, apart from models and addresses.
-
-    `keys`: the key file; None only where it listens on loopback. `log_requests`: a JSON line a request on stderr.
-    """
-
-    keys: str | None = None
-    media: MediaLimits = MediaLimits()
-    body_bytes: int = 24 * 2**20
-    max_in_flight: int = 512
-    deadline_s: float = 300.0
-    keep_alive_s: float = 15.0
-    log_requests: bool = False
 
 
 def build_app(
@@ -77,7 +64,9 @@ def build_app(
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        warming = asyncio.create_task(asyncio.to_thread(warm_up))
         yield
+        await warming
         await guard.close()
 
     app = FastAPI(

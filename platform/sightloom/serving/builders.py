@@ -6,10 +6,9 @@ from pydantic import Field
 from ray.serve import Application
 
 from sightloom.config import Frozen
-from sightloom.serving.app import EndpointConfig
+from sightloom.serving.config import EndpointConfig
 from sightloom.serving.deploy import version_replica
-from sightloom.serving.engines.choice import EngineSettings
-from sightloom.serving.engines.transformers import TransformersSettings
+from sightloom.serving.engines.settings import EngineSettings, TransformersSettings
 from sightloom.serving.registered import RegisteredArgs, registered_replica
 from sightloom.serving.router import Router
 from sightloom.serving.routes import Routes

@@ -7,16 +7,21 @@ import asyncio
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-import open_clip
-import torch
 from PIL import Image
 
 from sightloom.config import Frozen
 from sightloom.errors import UserMistake
+from sightloom.later import Later
+
+if TYPE_CHECKING:
+    import open_clip
+    import torch
+else:  # the router knows what a feature is, and loads none of them
+    open_clip, torch = Later("open_clip"), Later("torch")
 
 Item = str | bytes  # a text, or an encoded picture that the media guard has passed
 
@@ -79,9 +84,12 @@ class ClipModel:
         dim = len(self.features(["a"])[0].vector_D)
         self.about = About(dim, float(model.logit_scale.detach().exp()), None if bias is None else float(bias.detach()))
 
-    @torch.inference_mode()
     def features(self, items: Sequence[Item]) -> list[Feature]:
         """The features of some items: the texts in one pass, the pictures in another."""
+        with torch.inference_mode():
+            return self._features(items)
+
+    def _features(self, items: Sequence[Item]) -> list[Feature]:
         found: dict[int, Feature] = {}
         texts = [(place, item) for place, item in enumerate(items) if isinstance(item, str)]
         if texts:

@@ -1,17 +1,11 @@
 """Deploying on Ray Serve: one app a version, and the router before them (serving.md §9)."""
 
-import errno
-import ipaddress
-import json
 import logging
-import socket
 import time
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
-from urllib.request import ProxyHandler, build_opener
 
 import ray
 from ray import serve
@@ -19,15 +13,15 @@ from ray.serve import Application
 from ray.serve.schema import LoggingConfig
 
 from sightloom.errors import SightloomError, UserMistake
-from sightloom.serving.app import EndpointConfig
 from sightloom.serving.clip import ClipSettings
 from sightloom.serving.clip_replica import app_name, clip_app
+from sightloom.serving.config import EndpointConfig
 from sightloom.serving.engines.base import Delta, EngineInfo, EngineRequest
-from sightloom.serving.engines.choice import ENGINE_SETTINGS, EngineSettings, make_engine
+from sightloom.serving.engines.choice import make_engine
 from sightloom.serving.engines.folder import read_facts
-from sightloom.serving.engines.transformers import TransformersSettings
-from sightloom.serving.engines.vllm_server import VllmSettings
+from sightloom.serving.engines.settings import ENGINE_SETTINGS, EngineSettings, TransformersSettings, VllmSettings
 from sightloom.serving.errors import ApiError
+from sightloom.serving.listening import address_of, check_host, check_port, wait_until_ready
 from sightloom.serving.router import Router
 from sightloom.serving.routes import Live, ModelRoutes, Routes
 
@@ -158,7 +152,7 @@ def deploy(
             ]
         )
         seconds["apps"] = time.monotonic() - began - seconds["serve"]
-        address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        address = address_of(host, port)
         wait_until_ready(address, START_TIMEOUT_S)
     except (RuntimeError, SightloomError) as error:
         serve.shutdown()
@@ -179,53 +173,3 @@ def shutdown(ray_ends: bool = False) -> None:
         return
     for name in serve.status().applications:
         serve.delete(name)
-
-
-def check_port(host: str, port: int) -> None:
-    """See that a port can be listened on.
-
-    Raises:
-        UserMistake: it is in use, or may not be opened.
-    """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            why = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be opened ({error.strerror})"
-            raise UserMistake(f"port {port} on {host} {why}", "choose another one with --port") from error
-
-
-def check_host(host: str, endpoint: EndpointConfig) -> None:
-    """See that an endpoint without keys listens on loopback only.
-
-    Raises:
-        UserMistake: it would be open to others.
-    """
-    try:
-        loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        loopback = False
-    if not loopback and endpoint.keys is None:
-        raise UserMistake(f"listening on {host} without keys would let anybody in", "give a key file with --keys")
-
-
-def wait_until_ready(address: str, timeout_s: float) -> None:
-    """Wait until `/readyz` says yes.
-
-    Raises:
-        SightloomError: it did not in time.
-    """
-    opener = build_opener(ProxyHandler({}))
-    until = time.monotonic() + timeout_s
-    last = "no answer"
-    while time.monotonic() < until:
-        try:
-            with opener.open(f"{address}/readyz", timeout=10) as response:
-                if json.load(response)["ready"]:
-                    return
-        except (URLError, OSError, ValueError) as error:
-            last = str(error)
-        time.sleep(0.1)
-    raise SightloomError(f"{address} was not ready after {timeout_s:g} s: {last}")

@@ -7,11 +7,14 @@ from pathlib import Path
 
 import uvicorn
 
-from sightloom.serving.app import EndpointConfig, build_app
+from sightloom.serving.app import build_app
 from sightloom.serving.clip import ClipModel, ClipSettings, LocalEmbedder
-from sightloom.serving.deploy import Deployment, check_host, check_port
+from sightloom.serving.config import EndpointConfig
+from sightloom.serving.deploy import Deployment
 from sightloom.serving.dispatch import LocalDispatcher
-from sightloom.serving.engines.choice import EngineSettings, make_engine
+from sightloom.serving.engines.choice import make_engine
+from sightloom.serving.engines.settings import EngineSettings
+from sightloom.serving.listening import address_of, check_host, check_port
 
 GRACE_S = 10.0
 
@@ -47,7 +50,7 @@ def serve_here(
         began = asyncio.get_running_loop().time()
         await engine.start()
         took = {"total": round(asyncio.get_running_loop().time() - began, 2)}
-        address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        address = address_of(host, port)
         serving = asyncio.create_task(server.serve())
         while not server.started and not serving.done():
             await asyncio.sleep(0.02)

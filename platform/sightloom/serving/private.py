@@ -9,10 +9,12 @@ from pathlib import Path
 import uvicorn
 
 from sightloom.errors import SightloomError
-from sightloom.serving.app import EndpointConfig, build_app
+from sightloom.serving.app import build_app
+from sightloom.serving.config import EndpointConfig
 from sightloom.serving.dispatch import LocalDispatcher
 from sightloom.serving.engines.base import Engine
-from sightloom.serving.engines.transformers import TransformersEngine, TransformersSettings
+from sightloom.serving.engines.settings import TransformersSettings
+from sightloom.serving.engines.transformers import TransformersEngine
 
 _GRACE_S = 10.0
 

@@ -10,9 +10,7 @@ from sightloom.config import Frozen
 from sightloom.errors import SightloomError
 from sightloom.registry import Registry
 from sightloom.serving.deploy import VersionReplica
-from sightloom.serving.engines.choice import EngineSettings
-from sightloom.serving.engines.transformers import TransformersSettings
-from sightloom.serving.engines.vllm_server import VllmSettings
+from sightloom.serving.engines.settings import EngineSettings, TransformersSettings, VllmSettings
 
 
 class RegisteredArgs(Frozen):

@@ -14,8 +14,9 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
-from sightloom.serving.app import EndpointConfig, build_app
+from sightloom.serving.app import build_app
 from sightloom.serving.clip_replica import handles
+from sightloom.serving.config import EndpointConfig
 from sightloom.serving.dispatch import Card, Readiness, Route, make_cards, not_found, parse_model
 from sightloom.serving.engines.base import Delta, EngineInfo, EngineRequest
 from sightloom.serving.errors import ApiError
@@ -129,7 +130,7 @@ class HandleDispatcher:
         models: dict[str, dict[str, Any]] = {}
         for name, model in self._routes.models.items():
             if not model.live:
-                models[name] = {"champion": None, "ready": False, "replicas": 0}
+                models[name] = {"champion": model.aliases.get("champion"), "ready": False, "replicas": 0}
                 continue
             champion = model.live[0]
             try:
@@ -138,9 +139,8 @@ class HandleDispatcher:
             except ApiError:
                 ready = False
             models[name] = {"champion": champion.version, "ready": ready, "replicas": int(ready)}
-        return Readiness(
-            bool(models) and all(about["ready"] for about in models.values()), self._routes.generation, models
-        )
+        served = [about for about in models.values() if about["champion"] is not None]
+        return Readiness(bool(served) and all(about["ready"] for about in served), self._routes.generation, models)
 
     async def _to(self, model: str, app: str, kind: Any, subject: str, retry: bool = False) -> Route:
         info = await self._info(app)

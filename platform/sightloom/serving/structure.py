@@ -6,13 +6,17 @@ Only keywords that the grammar really enforces are taken: xgrammar reads others 
 import asyncio
 import json
 from collections.abc import Mapping
-from typing import Any, Final
-
-import xgrammar
+from typing import TYPE_CHECKING, Any, Final
 
 from sightloom.config import nearest
+from sightloom.later import Later
 from sightloom.serving.errors import invalid
 from sightloom.serving.protocol import ResponseFormat
+
+if TYPE_CHECKING:
+    import xgrammar
+else:  # and torch with it: the endpoint answers before they are there
+    xgrammar = Later("xgrammar")
 
 MAX_BYTES: Final = 64 * 1024
 MAX_DEPTH: Final = 64
@@ -58,6 +62,7 @@ async def grammar_of(wanted: ResponseFormat | None) -> str | None:
     if len(text.encode()) > MAX_BYTES:
         raise invalid(f"the schema has more than {MAX_BYTES} bytes", PARAM, "schema_too_complex")
     check(given["schema"], PARAM, 0)
+    await asyncio.to_thread(warm_up)
     try:
         async with asyncio.timeout(COMPILE_S):
             await asyncio.to_thread(compile_schema, text)
@@ -69,7 +74,12 @@ async def grammar_of(wanted: ResponseFormat | None) -> str | None:
     return text
 
 
-def compile_schema(text: str) -> xgrammar.Grammar:
+def warm_up() -> None:
+    """Load the compiler, once: it takes seconds, which are none of a request's."""
+    compile_schema('{"type":"null"}')
+
+
+def compile_schema(text: str) -> "xgrammar.Grammar":
     """The grammar of compact JSON under a schema; `RuntimeError` where there is none."""
     return xgrammar.Grammar.from_json_schema(text, any_whitespace=False, separators=(",", ":"))
 

@@ -13,7 +13,12 @@ from sightloom.errors import UserMistake
 
 PLACED: Final = Placed(claim="data")
 BASE: Final = "kubernetes/base"
-_IN_CLUSTER: Final = ("code.mode=image", "env.MLFLOW_TRACKING_URI=http://mlflow:5000")
+_IN_CLUSTER: Final = (
+    "code.mode=image",
+    "env.MLFLOW_TRACKING_URI=http://mlflow:5000",
+    "env.MLFLOW_TRACKING_USERNAME=sightloom",
+    "secrets.MLFLOW_TRACKING_PASSWORD={secret: mlflow, key: password}",
+)
 _SERVED: Final = ("/data/models/champion", "--on", "ray", "--port", "8000", "--keys", "/run/secrets/keys.json")
 _ASKED: Final = (
     "--endpoint", "http://serve-nano-serve-svc:8000", "--manifest", "/data/data/shards/demo/manifest.json",

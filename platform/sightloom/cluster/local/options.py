@@ -11,7 +11,7 @@ from sightloom.config import Frozen, nearest, validate
 from sightloom.errors import UserMistake
 
 HOST = "127.0.0.1"
-_SERVING_CPUS = 2  # router and engine, which wait most of the time, beside the machine's own cores
+_SERVING_CPUS = 2  # beside the machine's own cores: the engines of champion, challenger, previous and one on trial
 
 
 class Ports(Frozen):
@@ -29,12 +29,11 @@ class Ports(Frozen):
 class StackOptions(Frozen):
     """A stack. `database`: of MLflow, empty: an sqlite file; `artifacts`: a folder or s3://…, empty: a folder.
 
-    `num_cpus` is what Ray may promise at once: the machine's cores, and two for router and engine.
+    `num_cpus` is what Ray may promise at once: the machine's cores, and two for what serves.
     """
 
     database: str = ""
     artifacts: str = ""
-    model: str = "sightloom"
     num_cpus: int = Field(default_factory=lambda: (os.cpu_count() or 1) + _SERVING_CPUS, ge=1)
     ports: Ports = Ports()
 

@@ -1,5 +1,6 @@
 """The parts of a local stack: how each is started, where it answers, and how it says that it is well."""
 
+import contextlib
 import json
 import os
 import secrets
@@ -20,10 +21,12 @@ from sightloom.cluster.local.state import MARK, PART
 from sightloom.errors import SightloomError
 
 TOKEN_FILE: Final = "ray_token"
+MODEL: Final = "sightloom"  # what the ledger knows of other models is served, too
 RULES_FILE: Final = "rules.json"
-_ASK: Final = httpx.Timeout(5, connect=2)
+_ASK_S: Final = httpx.Timeout(5, connect=2)
 _OBJECT_STORE_BYTES: Final = 1_000_000_000
 _SCRAPE_S: Final = 15
+_STOP_S: Final = 20  # of a job that is asked to end; in Ray's own 3 s an endpoint cannot let its answers finish
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +61,7 @@ def environment_of(id: str, part: Part, folder: Path, options: StackOptions) -> 
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(folder / TOKEN_FILE),
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_JOB_STOP_WAIT_TIME_S": f"{_STOP_S}",
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "SPT_NOENV": "1",  # Ray's workers rename themselves, which would overwrite the marks
         **part.environment,
@@ -99,7 +103,7 @@ def _ray(folder: Path, temp: str, options: StackOptions) -> Part:
     def probe() -> str:
         token = (folder / TOKEN_FILE).read_text()
         try:
-            found = JobsApi(Cluster(address=options.dashboard), token, _ASK).totals()
+            found = JobsApi(Cluster(address=options.dashboard), token, _ASK_S).totals()
         except (SightloomError, KeyError, TypeError) as error:  # what it reports while it starts is not whole
             return getattr(error, "message", "") or "its dashboard reports no cluster yet"
         return "" if found else "no node has joined yet"
@@ -110,13 +114,16 @@ def _ray(folder: Path, temp: str, options: StackOptions) -> Part:
 
 
 def _endpoint(options: StackOptions) -> Part:
-    port = str(options.ports.endpoint)
-    words = ["serve", f"{options.model}@champion", "--on", "ray", "--ray", options.ray, "--port", port]
+    """The release manager and what it serves."""
+    words = [
+        "serve", f"{MODEL}@champion", "--on", "ray", "--follow", "--ray", options.ray, "--store", options.tracking_uri,
+        "--port", f"{options.ports.endpoint}",
+    ]  # fmt: skip
     return Part(
         "endpoint",
-        (sys.executable, "-m", "sightloom.cli", *words, "--name", options.model, "--store", options.tracking_uri),
+        (sys.executable, "-m", "sightloom.cli", *words),
         ("endpoint",),
-        lambda: _answers(f"{options.endpoint}/readyz"),
+        lambda: _serves(f"{options.endpoint}/readyz"),
         needs=("mlflow", "ray"),
     )
 
@@ -143,8 +150,28 @@ def write_prometheus(folder: Path, temp: str) -> None:
 
 def _answers(address: str) -> str:
     """Empty where it says 200, else what it said."""
+    answer = _ask(address)
+    return answer if isinstance(answer, str) else _trouble(answer)
+
+
+def _serves(address: str) -> str:
+    """Empty where every champion answers, or where there is none yet: the first promotion brings it."""
+    answer = _ask(address)
+    if isinstance(answer, str):
+        return answer
+    if answer.status_code == 503:
+        with contextlib.suppress(ValueError, KeyError):
+            if all(its["champion"] is None for its in answer.json()["models"].values()):
+                return ""
+    return _trouble(answer)
+
+
+def _trouble(answer: httpx.Response) -> str:
+    return "" if answer.status_code == 200 else f"{answer.url} answers {answer.status_code}: {answer.text[:200]}"
+
+
+def _ask(address: str) -> httpx.Response | str:
     try:
-        answer = httpx.get(address, timeout=_ASK, trust_env=False)
+        return httpx.get(address, timeout=_ASK_S, trust_env=False)
     except httpx.HTTPError as error:
         return f"no answer at {address}: {error or type(error).__name__}"
-    return "" if answer.status_code == 200 else f"{address} answers {answer.status_code}: {answer.text.strip()[:200]}"

@@ -5,7 +5,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
@@ -25,16 +25,13 @@ _PAUSE_S: Final = 0.1
 _PATIENCE_S: Final = 15.0  # a part that is alive may be slow to answer on a busy machine
 _ENDPOINT_GRACE_S: Final = 15.0  # answers that are on their way
 
-Champion = Callable[[str, str], str]
 
-
-def up(folder: Path, options: StackOptions, champion: Champion, progress: Progress) -> StackStatus:
+def up(folder: Path, options: StackOptions, progress: Progress) -> StackStatus:
     """Start every part that does not run, and wait until all are well.
 
     Args:
         folder: of the state, the logs, the token and, by default, the stores.
         options: of the stack; one that runs must have been started with the same.
-        champion: `(tracking address, model)` to the version that is champion, or an empty text.
         progress: the display.
 
     Raises:
@@ -53,7 +50,7 @@ def up(folder: Path, options: StackOptions, champion: Champion, progress: Progre
             found = State(id=keeping.stack_id(folder), temp=temp, options=options)
         make_token(folder)
         write_prometheus(folder, found.temp)
-        _Starter(folder, found, champion, progress).run()
+        _Starter(folder, found, progress).run()
     return status(folder, time.monotonic() - began)
 
 
@@ -91,8 +88,8 @@ def local_cluster(folder: Path) -> tuple[Cluster, str]:
 class _Starter:
     """One call of `up`."""
 
-    def __init__(self, folder: Path, state: State, champion: Champion, progress: Progress) -> None:
-        self._folder, self._state, self._champion, self._progress = folder, state, champion, progress
+    def __init__(self, folder: Path, state: State, progress: Progress) -> None:
+        self._folder, self._state, self._progress = folder, state, progress
         self._parts = parts_of(folder, state.temp, state.options)
         self._fresh: list[str] = []
 
@@ -104,15 +101,9 @@ class _Starter:
         self._check_ports([*todo, *(part for part in last if part.name not in self._state.parts)])
         if "prometheus" not in self._parts:
             self._keep({**self._state.absent, "prometheus": "it is not on the PATH"})
-        options = self._state.options
         try:
             self._start(todo)
-            for part in self._ill(last):
-                if self._champion(options.tracking_uri, options.model):
-                    self._start([part])
-                else:
-                    why = f"no version of {options.model} is champion yet: promote one, then `sightloom up` again"
-                    self._keep({**self._state.absent, part.name: why})
+            self._start(self._ill(last))
         except BaseException:
             for name in reversed(self._fresh):
                 keeping.end(self._state.id, name)

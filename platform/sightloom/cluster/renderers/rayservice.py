@@ -7,6 +7,7 @@ from sightloom.cluster.jobspec import JobSpec
 from sightloom.cluster.renderers.kuberay import as_yaml, cluster_spec, named
 from sightloom.cluster.renderers.submission import SECRETS_FOLDER, Placed, runtime_env
 from sightloom.errors import UserMistake
+from sightloom.serving.engines.settings import engine_settings
 
 _BUILDERS: Final = "sightloom.serving.builders"
 
@@ -34,8 +35,8 @@ def serve_config(spec: JobSpec, placed: Placed) -> dict[str, Any]:
     routes = {"generation": 1, "models": {asked.name: {"live": [{"version": "1", "app": app}]}}}
     routes["models"][asked.name]["aliases"] = {"champion": "1"}  # type: ignore[index]
     shared: dict[str, Any] = {"runtime_env": found} if (found := runtime_env(spec, placed)) else {}
-    version = {"folder": asked.target, "version": "1", "engine": {"dtype": asked.dtype, "device": asked.device}}
-    endpoint = {"keys": asked.keys, "media": {"allow_domains": asked.allow_domain}}
+    endpoint = {"keys": asked.keys, "media": {"allow_domains": asked.allow_domain}, "log_requests": asked.log_requests}
+    version = {"folder": asked.target, "version": "1", "engine": _engine(spec, asked)}
     return {
         "proxy_location": "EveryNode",
         "http_options": {"host": "0.0.0.0", "port": asked.port},
@@ -53,10 +54,27 @@ def serve_config(spec: JobSpec, placed: Placed) -> dict[str, Any]:
     }
 
 
+def _engine(spec: JobSpec, asked: argparse.Namespace) -> dict[str, Any]:
+    """The engine's settings, as `sightloom serve` reads them from the same words."""
+    settings = engine_settings(
+        asked.engine, asked.engine_python, asked.engine_key, asked.engine_arg, asked.engine_gpus, asked.dtype,
+        asked.device,
+    )  # fmt: skip
+    room = max((group.gpus for group in spec.resources.workers), default=0)
+    if asked.engine_gpus > room:
+        raise UserMistake(
+            f"job '{spec.name}': its engine reserves {asked.engine_gpus:g} GPUs, and no node of its workers has more "
+            f"than {room}",
+            "see resources.workers in the job's file",
+        )
+    return settings.model_dump(mode="json", exclude_unset=True) | {"kind": settings.kind}
+
+
 class _Words(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UserMistake(
-            f"a RayService cannot be made of these argv: {message}", "it knows --name --port --keys --dtype --device"
+            f"a RayService cannot be made of these argv: {message}",
+            "it knows --name --port --keys --allow-domain --log-requests --engine… --dtype --device",
         )
 
 
@@ -68,11 +86,23 @@ def _options(spec: JobSpec) -> argparse.Namespace:
     words.add_argument("--port", type=int, default=8000)
     words.add_argument("--host")  # of a server of its own; the proxies of a RayService listen in their pods
     words.add_argument("--on", choices=["ray"], required=True)
+    words.add_argument("--follow", action="store_true")
     words.add_argument("--keys")
     words.add_argument("--allow-domain", action="append", default=[])
+    words.add_argument("--log-requests", action="store_true")
+    words.add_argument("--engine", default="transformers")
+    words.add_argument("--engine-python")
+    words.add_argument("--engine-key")
+    words.add_argument("--engine-arg", action="append", default=[])
+    words.add_argument("--engine-gpus", type=float, default=0)
     words.add_argument("--dtype", default="float32")
     words.add_argument("--device", default="cpu")
     asked = words.parse_args(list(spec.argv))
+    if asked.follow:
+        raise UserMistake(
+            f"job '{spec.name}': a RayService serves a folder that every pod has, and does not follow the ledger",
+            "e.g. --set 'argv=[/data/models/NAME, --on, ray, --keys, /run/secrets/keys.json]'",
+        )
     if not asked.target.startswith("/"):
         raise UserMistake(f"job '{spec.name}': '{asked.target}' is no absolute folder", "mount the model in every pod")
     if not asked.keys:

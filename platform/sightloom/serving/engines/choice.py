@@ -1,30 +1,21 @@
-"""Which engine serves a model: its settings say it."""
+"""The engine that settings ask for."""
 
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import TYPE_CHECKING
 
-from pydantic import Discriminator, Tag, TypeAdapter
-
+from sightloom.later import Later
 from sightloom.serving.engines.base import Engine
-from sightloom.serving.engines.transformers import TransformersEngine, TransformersSettings
-from sightloom.serving.engines.vllm import VllmEngine
-from sightloom.serving.engines.vllm_server import VllmSettings
+from sightloom.serving.engines.settings import TransformersSettings, VllmSettings
 
-
-def _kind(settings: Any) -> str:
-    kind = settings.get("kind", "transformers") if isinstance(settings, dict) else getattr(settings, "kind", None)
-    return str(kind)
-
-
-EngineSettings = Annotated[
-    Annotated[TransformersSettings, Tag("transformers")] | Annotated[VllmSettings, Tag("vllm")],
-    Discriminator(_kind, custom_error_type="engine", custom_error_message="the kind must be 'transformers' or 'vllm'"),
-]
-ENGINE_SETTINGS: Final[TypeAdapter[TransformersSettings | VllmSettings]] = TypeAdapter(EngineSettings)
+if TYPE_CHECKING:
+    from sightloom.serving.engines import transformers, vllm
+else:  # torch, for which a router has no use
+    transformers = Later("sightloom.serving.engines.transformers")
+    vllm = Later("sightloom.serving.engines.vllm")
 
 
 def make_engine(folder: Path, version: str, settings: TransformersSettings | VllmSettings) -> Engine:
     """The engine that the settings ask for, not started."""
     if isinstance(settings, VllmSettings):
-        return VllmEngine(folder, version, settings)
-    return TransformersEngine(folder, version, settings)
+        return vllm.VllmEngine(folder, version, settings)
+    return transformers.TransformersEngine(folder, version, settings)

@@ -12,9 +12,7 @@ import time
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
 
-from sightloom.config import Frozen
 from sightloom.errors import SightloomError
 from sightloom.model.chat import THINK_CLOSE, THINK_OPEN, Document
 from sightloom.model.generation import Constraint, GenerationRequest, Generator
@@ -31,23 +29,12 @@ from sightloom.serving.engines.base import (
 from sightloom.serving.engines.folder import read_facts
 from sightloom.serving.engines.grammars import Grammars
 from sightloom.serving.engines.prompts import PromptMaker
+from sightloom.serving.engines.settings import TransformersSettings
 from sightloom.serving.engines.split import Splitter, ThinkTokens
 from sightloom.serving.engines.warm_up import warm_up_request
 from sightloom.serving.errors import ApiError
 
 _log = logging.getLogger(__name__)
-
-
-class TransformersSettings(Frozen):
-    """How the engine batches and streams."""
-
-    kind: Literal["transformers"] = "transformers"
-    dtype: str = "float32"
-    device: str = "cpu"
-    max_batch: int = 8
-    gather_s: float = 0.005
-    max_padded_tokens: int = 16_384
-    flush_s: float = 0.020
 
 
 @dataclass(eq=False)

@@ -21,9 +21,9 @@ from sightloom.serving.engines.base import Delta, EngineInfo, EngineLoad, Engine
 from sightloom.serving.engines.child import Child
 from sightloom.serving.engines.control import refuse_control_tokens
 from sightloom.serving.engines.folder import read_facts
+from sightloom.serving.engines.settings import VllmSettings
 from sightloom.serving.engines.split import Splitter
 from sightloom.serving.engines.vllm_connection import Connection
-from sightloom.serving.engines.vllm_server import VllmSettings
 from sightloom.serving.engines.vllm_wire import (
     Events,
     Reply,

@@ -12,7 +12,8 @@ import aiohttp
 
 from sightloom.errors import SightloomError, UserMistake
 from sightloom.serving.engines.child import Child
-from sightloom.serving.engines.vllm_server import VllmSettings, command, environment, find_python
+from sightloom.serving.engines.settings import VllmSettings
+from sightloom.serving.engines.vllm_server import command, environment, find_python
 from sightloom.serving.engines.vllm_wire import Vocabulary
 
 CHAT: Final = "v1/chat/completions"

@@ -1,6 +1,6 @@
 """Environments of other people's tools, under .tools/NAME, made by uv from tests/NAME/requirements.txt.
 
-`python tests/readers/environment.py [NAME]` makes one if it is missing (readers) and prints its interpreter.
+`python tests/environments.py NAME` makes one if it is missing and prints its interpreter.
 """
 
 import fcntl
@@ -12,7 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 LIMIT_S = 1500
 
 
@@ -20,7 +20,7 @@ class Unavailable(Exception):
     """The environment cannot be made here; the message says why."""
 
 
-def interpreter(name: str = "readers") -> Path:
+def interpreter(name: str) -> Path:
     """Return the environment's Python, made anew where the requirements changed; Unavailable says what is missing."""
     requirements = ROOT / "tests" / name / "requirements.txt"
     folder = ROOT / ".tools" / name
@@ -58,6 +58,6 @@ def _make(folder: Path, requirements: Path) -> None:
 
 if __name__ == "__main__":
     try:
-        print(interpreter(*sys.argv[1:]))
+        print(interpreter(sys.argv[1]))
     except Unavailable as error:
         sys.exit(str(error))
