@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 from sightloom.serving.engines.transformers import TransformersEngine
+from sightloom.serving.listening import Running
+from sightloom.serving.listening import running as serve
 
 from ..readers.environment import ROOT, Unavailable, interpreter
-from ..serving.running import Running, serve
 from ..serving.trained import QUESTION, encoded, make_trained
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1800)]

@@ -26,8 +26,10 @@ from sightloom.serving.engines.transformers import TransformersEngine, Transform
 from sightloom.serving.engines.vllm import VllmEngine
 from sightloom.serving.engines.vllm_server import VllmSettings
 from sightloom.serving.engines.vllm_wire import Reply
+from sightloom.serving.listening import Running
+from sightloom.serving.listening import running as serve
 
-from ..serving.running import Running, group_of, serve, survivors, vllm_python
+from ..serving.running import group_of, survivors, vllm_python
 from ..serving.trained import COLOURS, QUESTION, conversation, encoded, make_trained, plain
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1800)]

@@ -15,9 +15,9 @@ from sightloom.serving.auth import new_key
 from sightloom.serving.dispatch import LocalDispatcher, Route
 from sightloom.serving.engines.base import EngineRequest
 from sightloom.serving.engines.transformers import TransformersEngine
+from sightloom.serving.listening import listen
 
 from .conftest import data_url, picture
-from .running import listen
 
 MESSAGES: list[Any] = [
     {

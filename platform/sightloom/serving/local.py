@@ -2,18 +2,16 @@
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-
-import uvicorn
 
 from sightloom.serving.app import EndpointConfig, build_app
 from sightloom.serving.clip import ClipModel, ClipSettings, LocalEmbedder
 from sightloom.serving.deploy import Deployment, check_host, check_port
 from sightloom.serving.dispatch import LocalDispatcher
 from sightloom.serving.engines.choice import EngineSettings, make_engine
-
-GRACE_S = 10.0
+from sightloom.serving.listening import GRACE_S, listening
 
 
 def serve_here(
@@ -37,24 +35,15 @@ def serve_here(
     engine = make_engine(folder, version, settings)
     embedders = {clip_name: LocalEmbedder(ClipModel(clip)) for clip_name, clip in (clips or {}).items()}
     app = build_app(endpoint, LocalDispatcher(name, engine), embedders)
-    server = uvicorn.Server(
-        uvicorn.Config(
-            app, host=host, port=port, log_level="warning", access_log=False, timeout_graceful_shutdown=int(GRACE_S)
-        )
-    )
 
     async def run() -> None:
-        began = asyncio.get_running_loop().time()
+        began = time.monotonic()
         await engine.start()
-        took = {"total": round(asyncio.get_running_loop().time() - began, 2)}
-        address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-        serving = asyncio.create_task(server.serve())
-        while not server.started and not serving.done():
-            await asyncio.sleep(0.02)
-        if not serving.done():
-            on_ready(Deployment(address, name, version, engine.info.digest, took))
+        took = {"total": round(time.monotonic() - began, 2)}
         try:
-            await serving
+            async with listening(app, host, port) as served:
+                on_ready(Deployment(served.address, name, version, engine.info.digest, took))
+                await asyncio.wait({served.ended})
         finally:
             await engine.stop(GRACE_S)
 
