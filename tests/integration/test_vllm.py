@@ -292,9 +292,7 @@ def test_after_200_aborts_nothing_runs(running: Running) -> None:
 def running_in_server(running: Running) -> float:
     connection = engine_of(running)._connection
     assert connection is not None
-    number = running.run(connection.metric("vllm:num_requests_running"))
-    assert number is not None
-    return number
+    return float(running.run(connection.metrics())["vllm:num_requests_running"])
 
 
 def processes(running: Running) -> dict[str, int]:

@@ -22,6 +22,7 @@ from sightloom.serving.dispatch import Dispatcher, not_found
 from sightloom.serving.embed import ClipScoreRequest, ClipScores, EmbeddingList, Embeddings, EmbeddingsRequest
 from sightloom.serving.errors import ApiError
 from sightloom.serving.gate import Gate, Visit
+from sightloom.serving.gauges import Busy
 from sightloom.serving.limits import Limits
 from sightloom.serving.media import MediaGuard, MediaLimits
 from sightloom.serving.meters import LocalMeters, Meters
@@ -73,7 +74,10 @@ def build_app(
         UserMistake: the key file cannot be read.
     """
     guard = MediaGuard(config.media)
-    chat = Chat(dispatcher, guard, config.body_bytes, config.deadline_s, config.keep_alive_s)
+    meters = meters or LocalMeters()
+    meters.set("build_info", 1, version=sightloom.__version__)
+    busy = Busy(meters)
+    chat = Chat(dispatcher, guard, busy, config.body_bytes, config.deadline_s, config.keep_alive_s)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -87,18 +91,18 @@ def build_app(
         redoc_url=None,
         lifespan=lifespan,
     )
-    keys = KeyRing(config.keys)
-    meters = meters or LocalMeters()
+    keys, limits = KeyRing(config.keys), Limits(config.max_in_flight)
     if config.log_requests:
         write_lines()
-    app.add_middleware(Gate, keys=keys, limits=Limits(config.max_in_flight), meters=meters)
+    app.add_middleware(Gate, keys=keys, limits=limits, meters=meters)
     _answer_errors(app)
     _add_chat(app, chat)
     _add_embeddings(app, Embeddings(embedders or {}, guard, config.body_bytes))
     _add_models(app, dispatcher)
     _add_health(app, dispatcher)
+    _add_state(app, keys, dispatcher, limits, config)
     if isinstance(meters, LocalMeters):
-        _add_metrics(app, keys, meters)
+        _add_metrics(app, keys, dispatcher, meters)
     _add_playground(app)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app
@@ -157,10 +161,19 @@ def _add_health(app: FastAPI, dispatcher: Dispatcher) -> None:
         return JSONResponse(body, status_code=200 if readiness.ready else 503)
 
 
-def _add_metrics(app: FastAPI, keys: KeyRing, meters: LocalMeters) -> None:
+def _add_state(app: FastAPI, keys: KeyRing, dispatcher: Dispatcher, limits: Limits, config: EndpointConfig) -> None:
+    @app.get("/admin/state", responses=_ERRORS, summary="Routes, engines and limits, for administrators")
+    async def state(request: Request) -> dict[str, Any]:
+        require(keys.identify(request.headers.get("authorization")), "admin")
+        bounds = config.model_dump(mode="json", exclude={"keys"})
+        return {**await dispatcher.state(), "limits": {**bounds, **limits.state()}}
+
+
+def _add_metrics(app: FastAPI, keys: KeyRing, dispatcher: Dispatcher, meters: LocalMeters) -> None:
     @app.get("/metrics", include_in_schema=False)  # for Prometheus, not for clients
     async def metrics(request: Request) -> PlainTextResponse:
         require(keys.identify(request.headers.get("authorization")), "admin")
+        dispatcher.tell(meters)
         return PlainTextResponse(meters.text(), media_type=CONTENT_TYPE_LATEST)
 
 

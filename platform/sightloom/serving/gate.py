@@ -85,10 +85,12 @@ class Gate:
     async def _enter(
         self, visit: Visit, given: dict[bytes, str], scope: Scope, receive: Receive, send_with_headers: Send
     ) -> None:
+        began = time.monotonic()
         try:
             visit.key = self._keys.identify(given.get(b"authorization"))
             require(visit.key, "infer")
             quota = self._limits.enter(visit.key)
+            visit.facts.auth_s = time.monotonic() - began
         except ApiError as error:
             visit.facts.failed(error)
             await send_error(error, send_with_headers)

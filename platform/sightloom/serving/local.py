@@ -12,6 +12,7 @@ from sightloom.serving.deploy import Deployment, check_host, check_port
 from sightloom.serving.dispatch import LocalDispatcher
 from sightloom.serving.engines.choice import EngineSettings, make_engine
 from sightloom.serving.listening import GRACE_S, listening
+from sightloom.serving.probes import probe_match
 
 
 def serve_here(
@@ -34,11 +35,13 @@ def serve_here(
     check_port(host, port)
     engine = make_engine(folder, version, settings)
     embedders = {clip_name: LocalEmbedder(ClipModel(clip)) for clip_name, clip in (clips or {}).items()}
-    app = build_app(endpoint, LocalDispatcher(name, engine), embedders)
+    dispatcher = LocalDispatcher(name, engine)
+    app = build_app(endpoint, dispatcher, embedders)
 
     async def run() -> None:
         began = time.monotonic()
         await engine.start()
+        dispatcher.match = await probe_match(engine, folder)
         took = {"total": round(time.monotonic() - began, 2)}
         try:
             async with listening(app, host, port) as served:

@@ -124,7 +124,10 @@ class Delta:
 
 @dataclass(frozen=True, slots=True)
 class EngineInfo:
-    """What an engine is and can do. A parameter that is not in `features` is refused by the endpoint."""
+    """What an engine is and can do. A parameter that is not in `features` is refused by the endpoint.
+
+    `limits`: what it does worse than others, in words.
+    """
 
     kind: str
     version: str
@@ -136,6 +139,7 @@ class EngineInfo:
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
+    limits: tuple[str, ...] = ()
 
     @property
     def fingerprint(self) -> str:
@@ -145,16 +149,22 @@ class EngineInfo:
 
 @dataclass(frozen=True, slots=True)
 class EngineLoad:
-    """How busy an engine is; `kv_used` as a share, None where the engine has no such cache."""
+    """How busy an engine is; `kv_used` as a share, None where the engine has no such cache.
+
+    `restarts`: how often it was started again since it began, by reason.
+    """
 
     alive: bool
     running: int
     waiting: int
     kv_used: float | None = None
+    restarts: Mapping[str, int] = field(default_factory=dict)
 
 
 class Engine(Protocol):
-    """Turns requests into replies; several at a time."""
+    """Turns requests into replies; several at a time. `startup`: seconds of the last start's parts."""
+
+    startup: dict[str, float]
 
     @property
     def info(self) -> EngineInfo:

@@ -12,7 +12,7 @@ import time
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 from sightloom.config import Frozen
 from sightloom.errors import SightloomError
@@ -36,6 +36,7 @@ from sightloom.serving.engines.warm_up import warm_up_request
 from sightloom.serving.errors import ApiError
 
 _log = logging.getLogger(__name__)
+LIMITS: Final = ("a batch runs to its slowest row", "a cancelled row keeps its place until then", "no prefix cache")
 
 
 class TransformersSettings(Frozen):
@@ -98,6 +99,7 @@ class TransformersEngine:
             temperature=facts.temperature,
             top_p=facts.top_p,
             top_k=facts.top_k,
+            limits=LIMITS,
         )
         self._waiting: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._held: _Job | None = None
