@@ -115,7 +115,7 @@ class ReleaseManager:
     def _tell(self) -> None:
         """Leave a heartbeat in MLflow, where the command line looks."""
         last = self._last.to_json() if self._last is not None else {"generation": 0, "settled": False, "models": {}}
-        said = json.dumps({**last, "error": self._error}, sort_keys=True)
+        said = json.dumps({**last, "error": self._error, "endpoint": self._config.http.address}, sort_keys=True)
         now = time.monotonic()
         if said == self._told[0] and now - self._told[1] < HEARTBEAT_S / 3:
             return
