@@ -11,6 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
+from pydantic import Field
 from starlette.exceptions import HTTPException
 
 import sightloom
@@ -29,6 +30,7 @@ from sightloom.serving.meters import LocalMeters, Meters
 from sightloom.serving.protocol import Body, ChatRequest
 from sightloom.serving.replies import ChatCompletion, ErrorBody
 from sightloom.serving.seen import write_lines
+from sightloom.serving.traces import Traces
 
 PLAYGROUND: Final = Path(__file__).parent / "playground"
 _BODIES: Final[dict[str, type[Body]]] = {
@@ -47,6 +49,7 @@ class EndpointConfig(Frozen):
     """The endpoint, apart from models and addresses.
 
     `keys`: the key file; None only where it listens on loopback. `log_requests`: a JSON line a request on stderr.
+    `traces`: address of an OTLP collector.
     """
 
     keys: str | None = None
@@ -56,6 +59,7 @@ class EndpointConfig(Frozen):
     deadline_s: float = 300.0
     keep_alive_s: float = 15.0
     log_requests: bool = False
+    traces: str | None = Field(default=None, pattern=r"^https?://[^/?#]+")
 
 
 def build_app(
@@ -71,11 +75,12 @@ def build_app(
         meters: where metrics go; None: kept here and shown at `/metrics`, to keys with the scope admin.
 
     Raises:
-        UserMistake: the key file cannot be read.
+        UserMistake: the key file cannot be read, or traces are asked for and their exporter is not installed.
     """
     guard = MediaGuard(config.media)
     meters = meters or LocalMeters()
     meters.set("build_info", 1, version=sightloom.__version__)
+    traces = Traces(config.traces) if config.traces is not None else None
     busy = Busy(meters)
     chat = Chat(dispatcher, guard, busy, config.body_bytes, config.deadline_s, config.keep_alive_s)
 
@@ -83,6 +88,8 @@ def build_app(
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
         await guard.close()
+        if traces is not None:
+            traces.close()
 
     app = FastAPI(
         title="Sightloom",
@@ -94,7 +101,7 @@ def build_app(
     keys, limits = KeyRing(config.keys), Limits(config.max_in_flight)
     if config.log_requests:
         write_lines()
-    app.add_middleware(Gate, keys=keys, limits=limits, meters=meters)
+    app.add_middleware(Gate, keys=keys, limits=limits, meters=meters, traces=traces)
     _answer_errors(app)
     _add_chat(app, chat)
     _add_embeddings(app, Embeddings(embedders or {}, guard, config.body_bytes))

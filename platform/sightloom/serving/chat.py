@@ -93,7 +93,7 @@ class Chat:
         self, visit: Visit, chat: ChatRequest, images: list[bytes], grammar: str | None, route: Route, began: float
     ) -> "_Attempt":
         deadline_s = min(chat.sightloom.deadline_s or self._deadline_s, self._deadline_s)
-        asked = resolve(chat, images, route.info, visit.request_id, deadline_s, grammar)
+        asked = resolve(chat, images, route.info, visit.request_id, deadline_s, grammar, visit.traceparent)
         head = Head(f"chatcmpl-{visit.request_id}", chat.model, route.info.fingerprint, chat.include_reasoning)
         samples = Samples(route, asked, chat.stops, deadline_s, self._busy)
         shown = Voted(samples, len(asked)) if len(asked) > chat.n else samples

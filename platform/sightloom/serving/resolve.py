@@ -51,6 +51,7 @@ def resolve(
     request_id: str,
     deadline_s: float,
     grammar: str | None = None,
+    traceparent: str = "",
 ) -> list[EngineRequest]:
     """The engine requests, one a sample.
 
@@ -94,6 +95,7 @@ def resolve(
         max_tokens=chat.max_completion_tokens or chat.max_tokens or DEFAULT_MAX_TOKENS,
         deadline_s=deadline_s,
         grammar=grammar,
+        traceparent=traceparent,
         pieces="token" if chat.stops else "streamed" if chat.stream and vote is None else "large",
     )
     return [

@@ -74,6 +74,7 @@ class EngineRequest:
 
     `grammar`: the JSON Schema, as text, that binds the answer, not the thinking. `pieces`: a delta is a token (a stop
     string is looked for, and the tokens up to it are counted), as much as a reader along wants, or all that comes.
+    `traceparent`: the span that the engine's own belong below, empty for none.
     """
 
     request_id: str
@@ -85,6 +86,7 @@ class EngineRequest:
     deadline_s: float
     grammar: str | None = None
     pieces: Pieces = "streamed"
+    traceparent: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -285,8 +285,7 @@ class TransformersEngine:
         job.flushed = now
         timing = None
         if finish is not None:
-            start = job.received
-            timing = Timing(job.began - start, job.first - start, now - start)
+            timing = Timing(job.began - job.received, job.first - job.received, now - job.received)
         job.send(
             Delta(
                 piece.reasoning,

@@ -196,7 +196,7 @@ class VllmEngine:
             request, self._settings.model, self._words, max_tokens, self._opening, self._interval(request.pieces)
         )
         try:
-            response = await self._connection.chat(body)
+            response = await self._connection.chat(body, request.traceparent)
             try:
                 if response.status != 200:
                     raise refusal(response.status, await response.read(), self._info.max_model_len)

@@ -92,9 +92,9 @@ class Connection:
             return {}
         return found
 
-    async def chat(self, body: Mapping[str, Any]) -> aiohttp.ClientResponse:
+    async def chat(self, body: Mapping[str, Any], traceparent: str = "") -> aiohttp.ClientResponse:
         """Ask; the caller closes the response."""
-        return await self._http.post(CHAT, json=body)
+        return await self._http.post(CHAT, json=body, headers={"traceparent": traceparent} if traceparent else None)
 
     async def close(self) -> None:
         """End the server if it is ours, which fails what is in flight, then close the session.
