@@ -99,6 +99,18 @@ def test_metrics_and_state_are_for_administrators(tmp_path: Path, engine: Transf
                 assert client.get(page, headers=headers).status_code == status
 
 
+def test_a_request_without_a_valid_key_is_logged_as_nobody_s(
+    tmp_path: Path, engine: TransformersEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    key, entry = new_key()
+    app = build_app(EndpointConfig(keys=write(tmp_path / "keys.json", entry)), LocalDispatcher("sightloom", engine))
+    with TestClient(app, base_url="http://127.0.0.1") as client, caplog.at_level(logging.INFO, "sightloom.requests"):
+        client.get("/v1/models")
+        client.get("/v1/models", headers={"authorization": f"Bearer {key}"})
+    lines = [json.loads(record.message) for record in caplog.records if record.name == "sightloom.requests"]
+    assert [(line["status"], line["key_id"]) for line in lines] == [(401, ""), (200, entry.id)]
+
+
 def test_overhead_is_what_neither_media_nor_engine_took() -> None:
     assert Facts(ttft_s=1.0, media_s=0.25, engine_first_s=0.5).overhead_s == pytest.approx(0.25)
     assert Facts(ttft_s=1.0, media_s=0.25, engine_first_s=0.9).overhead_s == 0.0

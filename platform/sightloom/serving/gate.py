@@ -35,7 +35,7 @@ _FIXED_HEADERS: Final = {
 class Visit:
     """One request's passage; the app adds headers, facts and, at the end, the tokens that it used.
 
-    `traceparent`: what engines are to hang their spans below; the client's own where this endpoint sends no traces.
+    `key_id`: empty until the key was found to be valid. `traceparent`: what engines are to hang their spans below; the client's own where this endpoint sends no traces.
     """
 
     request_id: str
@@ -45,6 +45,7 @@ class Visit:
     facts: Facts = field(default_factory=Facts)
     status: int = 0
     traceparent: str = ""
+    key_id: str = ""
 
 
 class Gate:
@@ -93,7 +94,7 @@ class Gate:
             await self._enter(visit, given, scope, receive, send_with_headers)
         finally:
             seconds, status = time.monotonic() - began, visit.status or 499
-            tell(self._meters, visit.facts, visit.request_id, visit.key.id, status, seconds)
+            tell(self._meters, visit.facts, visit.request_id, visit.key_id, status, seconds)
             if self._traces is not None and trace is not None:
                 self._traces.end(trace, visit.facts, visit.request_id, status)
 
@@ -103,6 +104,7 @@ class Gate:
         began = time.monotonic()
         try:
             visit.key = self._keys.identify(given.get(b"authorization"))
+            visit.key_id = visit.key.id
             require(visit.key, "infer")
             quota = self._limits.enter(visit.key)
             visit.facts.auth_s = time.monotonic() - began
