@@ -35,7 +35,8 @@ _FIXED_HEADERS: Final = {
 class Visit:
     """One request's passage; the app adds headers, facts and, at the end, the tokens that it used.
 
-    `key_id`: empty until the key was found to be valid. `traceparent`: what engines are to hang their spans below; the client's own where this endpoint sends no traces.
+    `key_id`: empty until the key was found to be valid. `traceparent`: what engines are to hang their spans below; the
+    client's own where this endpoint sends no traces.
     """
 
     request_id: str
