@@ -1,6 +1,6 @@
 # make demo · make test · make check · make bench: the only door a newcomer needs.
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long stack-test check bench readers vllm infra-tools lock clean
+.PHONY: help demo test test-long stack-test check bench readers clients vllm infra-tools lock clean
 PYTHON ?= python3
 BIN := .venv/bin
 UV := $(shell command -v uv 2>/dev/null || echo .tools/bin/uv)
@@ -38,7 +38,7 @@ check: .venv/.dev ## format, lint, types, floors
 test: check infra-tools ## every check and every test that takes seconds
 	$(BIN)/python -m pytest $(TESTS)
 
-test-long: readers vllm ## the tests that take minutes
+test-long: readers clients vllm ## the tests that take minutes
 	$(BIN)/python -m pytest -m long --timeout 1800 $(TESTS)
 
 stack-test: .venv/.dev ## curate, train, evaluate, release and serve as jobs on a local stack with Postgres and S3 (about 10 minutes)
@@ -49,6 +49,9 @@ bench: readers vllm ## the programs of tests/bench, each a ratio measured side b
 
 readers: .venv/.dev ## the environment of other people's readers and makers (img2dataset, Energon, datasets), in .tools/readers
 	$(BIN)/python tests/environments.py readers
+
+clients: .venv/.dev ## the environment of other people's clients (LangChain, lmms-eval), in .tools/clients
+	$(BIN)/python tests/readers/environment.py clients
 
 vllm: .tools/vllm/.made ## vLLM for machines without a GPU, in .tools/vllm (with one: `uv pip install -e .[vllm]`)
 

@@ -12,22 +12,18 @@ import base64
 import json
 import statistics
 import tempfile
-import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import httpx
-import uvicorn
 
 from sightloom.model.scratch import build_folder
-from sightloom.serving.app import build_app
-from sightloom.serving.config import EndpointConfig
-from sightloom.serving.dispatch import LocalDispatcher
-from sightloom.serving.engines.base import EngineRequest, Sampling, Thinking, Turn
+from sightloom.serving.engines.base import Engine, EngineRequest, Sampling, Thinking, Turn
 from sightloom.serving.engines.settings import TransformersSettings
 from sightloom.serving.engines.transformers import TransformersEngine
 from sightloom.serving.engines.warm_up import warm_up_picture
+from sightloom.serving.listening import Running, running
 
 CLIENTS = 8
 TOKENS = 64
@@ -50,7 +46,7 @@ def engine_requests(count: int, picture: bytes) -> list[EngineRequest]:
     ]
 
 
-async def bare(engine: TransformersEngine, requests: Sequence[EngineRequest]) -> float:
+async def bare(engine: Engine, requests: Sequence[EngineRequest]) -> float:
     """Tokens/s of the engine alone, at most `CLIENTS` at once."""
     places, tokens = asyncio.Semaphore(CLIENTS), 0
 
@@ -64,10 +60,10 @@ async def bare(engine: TransformersEngine, requests: Sequence[EngineRequest]) ->
     return tokens / (time.perf_counter() - began)
 
 
-async def endpoint(port: int, requests: Sequence[EngineRequest]) -> float:
+async def endpoint(address: str, requests: Sequence[EngineRequest]) -> float:
     """Tokens/s through HTTP, the app and the same engine."""
     places = asyncio.Semaphore(CLIENTS)
-    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=300, trust_env=False) as client:
+    async with httpx.AsyncClient(base_url=address, timeout=300, trust_env=False) as client:
 
         async def ask(request: EngineRequest) -> int:
             url = f"data:image/png;base64,{base64.b64encode(request.images[0]).decode()}"
@@ -88,6 +84,19 @@ async def endpoint(port: int, requests: Sequence[EngineRequest]) -> float:
         return tokens / (time.perf_counter() - began)
 
 
+def compare(served: Running, requests: Sequence[EngineRequest], runs: int) -> tuple[list[float], list[float]]:
+    """Tokens/s through the endpoint and of the bare engine, after a run that warms both up."""
+    ours, peer = [], []
+    for run in range(runs + 1):
+        front = asyncio.run(endpoint(served.address, requests))
+        alone = asyncio.run(bare(served.engine, requests))
+        print(f"run {run}{' (warm-up)' if run == 0 else ''}: endpoint {front:.0f}, bare engine {alone:.0f} tokens/s")
+        if run:
+            ours.append(front)
+            peer.append(alone)
+    return ours, peer
+
+
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--requests", type=int, default=32)
@@ -96,32 +105,8 @@ def main() -> None:
     given = arguments.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         folder = given.model or build_folder("nano", [QUESTION] * 8, Path(scratch) / "nano", seed=1)
-        engine = TransformersEngine(folder, "1", TransformersSettings())
-        app = build_app(EndpointConfig(), LocalDispatcher("sightloom", engine))
-        server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", access_log=False))
-        loop = asyncio.new_event_loop()
-        loop.run_until_complete(engine.start())
-        thread = threading.Thread(target=server.run, daemon=True)
-        thread.start()
-        while not server.started:
-            time.sleep(0.05)
-        port = server.servers[0].sockets[0].getsockname()[1]
-        requests = engine_requests(given.requests, warm_up_picture())
-        ours, peer = [], []
-        for run in range(given.runs + 1):
-            front, alone = (
-                loop.run_until_complete(endpoint(port, requests)),
-                loop.run_until_complete(bare(engine, requests)),
-            )
-            print(
-                f"run {run}{' (warm-up)' if run == 0 else ''}: endpoint {front:.0f}, bare engine {alone:.0f} tokens/s"
-            )
-            if run:
-                ours.append(front)
-                peer.append(alone)
-        server.should_exit = True
-        thread.join(10)
-        loop.run_until_complete(engine.stop(5))
+        with running(lambda: TransformersEngine(folder, "1", TransformersSettings())) as served:
+            ours, peer = compare(served, engine_requests(given.requests, warm_up_picture()), given.runs)
     ratios = [front / alone for front, alone in zip(ours, peer, strict=True)]
     result = {
         "name": "serve_front",

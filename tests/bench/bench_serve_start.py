@@ -24,14 +24,12 @@ QUESTION = "How many red circles are there?"
 def one_start(folder: Path, engine: str, cache: str) -> dict[str, float]:
     """Start in this process and say how long each part took, in seconds."""
     began = time.perf_counter()
-    import uvicorn
-
     from sightloom.serving.app import build_app
     from sightloom.serving.config import EndpointConfig
     from sightloom.serving.dispatch import LocalDispatcher
     from sightloom.serving.engines.choice import make_engine
     from sightloom.serving.engines.settings import TransformersSettings, VllmSettings
-    from sightloom.serving.local import GRACE_S
+    from sightloom.serving.listening import GRACE_S, listening
 
     parts = {"imports": time.perf_counter() - began}
     began = time.perf_counter()
@@ -46,13 +44,8 @@ def one_start(folder: Path, engine: str, cache: str) -> dict[str, float]:
         parts.update(getattr(served, "startup", {}))
         began = time.perf_counter()
         app = build_app(EndpointConfig(), LocalDispatcher("sightloom", served))
-        server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning"))
-        serving = asyncio.create_task(server.serve())
-        while not server.started:
-            await asyncio.sleep(0.005)
-        parts["ready"] = time.perf_counter() - began
-        server.should_exit = True
-        await serving
+        async with listening(app):
+            parts["ready"] = time.perf_counter() - began
         began = time.perf_counter()
         await served.stop(GRACE_S)
         parts["stop"] = time.perf_counter() - began

@@ -19,7 +19,7 @@ def langchain(base_url: str, model: str, picture: str, question: str) -> dict[st
     with open(picture, "rb") as file:
         url = f"data:image/png;base64,{base64.b64encode(file.read()).decode()}"
     message = HumanMessage(
-        content=[{"type": "text", "text": question}, {"type": "image_url", "image_url": {"url": url}}]
+        content=[{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": question}]
     )
     chat = ChatOpenAI(model=model, base_url=base_url, api_key="none", temperature=0, max_tokens=60, max_retries=0)
     whole = chat.invoke([message])

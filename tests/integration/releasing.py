@@ -23,7 +23,7 @@ from sightloom.promotion.ledger import Ledger
 from sightloom.promotion.manager import start_manager, stop_manager
 from sightloom.promotion.serve_api import ServeApi
 from sightloom.registry import Registry, Version
-from sightloom.serving.listening import wait_until_ready
+from sightloom.serving.ports import wait_until_ready
 from sightloom.tracking import MlflowTracker
 
 MODEL = "nano"

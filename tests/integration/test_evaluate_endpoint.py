@@ -18,8 +18,8 @@ from sightloom.evaluation.examples import Example
 from sightloom.model.load import load
 from sightloom.model.scratch import build_folder
 from sightloom.records import Answer, Conversation, Message
-from sightloom.serving.engines.settings import TransformersSettings
-from sightloom.serving.private import private_endpoint
+from sightloom.serving.engines.transformers import TransformersEngine
+from sightloom.serving.listening import running
 
 QUESTIONS = ("what colour is the circle?", "how many squares are there?", "where is the button?")
 
@@ -44,8 +44,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def address(folder: Path) -> Iterator[str]:
-    with private_endpoint(folder, TransformersSettings(), name="nano") as url:
-        yield url
+    with running(lambda: TransformersEngine(folder, "private"), name="nano") as served:
+        yield served.address
 
 
 @pytest.mark.parametrize(("thinking", "budget"), [(False, None), (True, 16)])

@@ -14,8 +14,8 @@ import pytest
 from PIL import Image, ImageDraw
 
 from sightloom.model.scratch import build_folder
-from sightloom.serving.engines.settings import TransformersSettings
-from sightloom.serving.private import private_endpoint
+from sightloom.serving.engines.transformers import TransformersEngine
+from sightloom.serving.listening import running
 
 from .chromium import CHROMIUM, Tab, tab
 
@@ -48,8 +48,8 @@ def drop(*images: bytes) -> str:
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     texts = ["what colour is the circle? red", "describe the image"] * 40
     folder = build_folder("nano", texts, tmp_path_factory.mktemp("playground") / "nano", seed=5)
-    with private_endpoint(folder, TransformersSettings(), name="nano") as url:
-        yield url
+    with running(lambda: TransformersEngine(folder, "private"), name="nano") as served:
+        yield served.address
 
 
 async def ask(page: Tab, question: str) -> None:

@@ -15,7 +15,7 @@ from sightloom.cluster.jobspec import JobSpec
 from sightloom.cluster.renderers import Placed
 from sightloom.cluster.renderers.rayservice import serve_config
 from sightloom.model.scratch import build_folder
-from sightloom.serving.listening import wait_until_ready
+from sightloom.serving.ports import wait_until_ready
 
 KEY = "sl-abcdefgh-" + "k" * 43
 

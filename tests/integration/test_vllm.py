@@ -26,8 +26,10 @@ from sightloom.serving.engines.settings import TransformersSettings, VllmSetting
 from sightloom.serving.engines.transformers import TransformersEngine
 from sightloom.serving.engines.vllm import VllmEngine
 from sightloom.serving.engines.vllm_wire import Reply
+from sightloom.serving.listening import Running
+from sightloom.serving.listening import running as serve
 
-from ..serving.running import Running, group_of, serve, survivors, vllm_python
+from ..serving.running import group_of, survivors, vllm_python
 from ..serving.trained import COLOURS, QUESTION, conversation, encoded, make_trained, plain
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1800)]
@@ -290,9 +292,7 @@ def test_after_200_aborts_nothing_runs(running: Running) -> None:
 def running_in_server(running: Running) -> float:
     connection = engine_of(running)._connection
     assert connection is not None
-    number = running.run(connection.metric("vllm:num_requests_running"))
-    assert number is not None
-    return number
+    return float(running.run(connection.metrics())["vllm:num_requests_running"])
 
 
 def processes(running: Running) -> dict[str, int]:

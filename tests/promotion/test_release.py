@@ -13,8 +13,10 @@ from sightloom.errors import GateNotPassed, SightloomError, UserMistake
 from sightloom.evaluation.examples import Example
 from sightloom.evaluation.gate import GateRules
 from sightloom.evaluation.jsonl import from_jsonl
+from sightloom.evaluation.suites import Suite
 from sightloom.model.scratch import build_folder
 from sightloom.progress import NullProgress
+from sightloom.promotion.asking import Exam, InProcess
 from sightloom.promotion.ledger import Ledger
 from sightloom.promotion.reconcile import project
 from sightloom.promotion.release import Evidence, Who, gather, promote, rollback
@@ -41,9 +43,9 @@ class Stage:
             "domains": {"art": {**DOMAIN, "floor": floor}}, "improvement": {"require": "none"},
         })  # fmt: skip
         state = self.ledger.read().model("nano")
-        return gather(
-            self.registry, state, version, rules, self.examples, self.folder, self.tracker, NullProgress()
-        )  # fmt: skip
+        suite = Suite.model_validate({"name": "s", "sources": [{"kind": "jsonl", "path": "q.jsonl"}]})
+        exam, here = Exam(rules, suite, self.examples), InProcess(self.registry, self.folder)
+        return gather(self.registry, state, version, exam, here, self.tracker, NullProgress())
 
 
 @pytest.fixture(scope="module")

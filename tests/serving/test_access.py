@@ -15,7 +15,7 @@ from sightloom.serving.dispatch import LocalDispatcher
 from sightloom.serving.engines.transformers import TransformersEngine
 from sightloom.serving.errors import ApiError
 from sightloom.serving.limits import Bucket, Limits
-from sightloom.serving.listening import check_host
+from sightloom.serving.ports import check_host
 
 ASK = {"model": "sightloom", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 2, "temperature": 0}
 

@@ -136,7 +136,9 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"min_p": 0.1}, "unsupported_parameter", "min_p"),
     ({"presence_penalty": 1}, "unsupported_parameter", "presence_penalty"),
     ({"ignore_eos": True}, "unsupported_parameter", "ignore_eos"),
-    ({"sightloom": {"self_consistency": {"n": 4}}}, "unsupported_parameter", "sightloom.self_consistency"),
+    ({"sightloom": {"self_consistency": {"n": 4}}}, "invalid_value", "temperature"),
+    ({"sightloom": {"self_consistency": {"n": 17}}}, "invalid_value", "sightloom.self_consistency.n"),
+    ({"n": 2, "temperature": 1, "sightloom": {"self_consistency": {"n": 4}}}, "invalid_value", "n"),
     ({"temperature": 3}, "invalid_value", "temperature"),
     ({"temperature": "1"}, "invalid_value", "temperature"),
     ({"top_p": 0}, "invalid_value", "top_p"),
@@ -239,6 +241,15 @@ def test_models_are_listed_and_shown(client: TestClient) -> None:
     assert one == listed["data"][0]
     assert one["sightloom"]["version"] == "3" and one["sightloom"]["engine"] == "transformers"
     assert client.post(CHAT, json=body(model="sightloom:3")).headers["x-sightloom-route"] == "pin"
+
+
+def test_administrators_see_routes_engines_and_limits(client: TestClient) -> None:
+    state = client.get("/admin/state").json()
+    engine = state["apps"]["sightloom"]
+    assert engine["info"]["kind"] == "transformers" and engine["info"]["version"] == "3"
+    assert engine["info"]["limits"] and engine["load"]["alive"] and engine["startup"]["engine"] > 0
+    assert state["limits"]["max_in_flight"] == 512 and state["limits"]["in_flight"] == 0
+    assert state["limits"]["keys"].get("loopback", {}).get("running", 0) == 0
 
 
 def test_health_and_readiness(client: TestClient) -> None:

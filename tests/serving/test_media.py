@@ -66,6 +66,15 @@ def test_a_plain_picture_passes_unchanged_by_content_not_by_label(format: str) -
     assert load(data_url(data, "text/html")) == [data]
 
 
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_photo_that_was_cut_anywhere_is_refused(progressive: bool) -> None:
+    whole = encode(Image.open(io.BytesIO(picture(200, 120))), "JPEG", quality=85, progressive=progressive)
+    for part in (0.3, 0.6, 0.9, 0.99):
+        with pytest.raises(ApiError) as caught:
+            load(data_url(whole[: int(len(whole) * part)]))
+        assert caught.value.code == "invalid_image"
+
+
 @pytest.mark.parametrize("mode", ["L", "P", "1", "RGBA", "CMYK"])
 def test_other_modes_become_rgb(mode: str) -> None:
     format = "JPEG" if mode == "CMYK" else "PNG"

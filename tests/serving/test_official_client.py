@@ -16,9 +16,9 @@ from sightloom.serving.config import EndpointConfig
 from sightloom.serving.dispatch import LocalDispatcher, Route
 from sightloom.serving.engines.base import EngineRequest
 from sightloom.serving.engines.transformers import TransformersEngine
+from sightloom.serving.listening import listen
 
 from .conftest import data_url, picture
-from .running import listen
 
 MESSAGES: list[Any] = [
     {

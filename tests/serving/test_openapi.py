@@ -41,6 +41,7 @@ OPERATIONS = [
     ("/v1/models/{model}", "GET"),
     ("/healthz", "GET"),
     ("/readyz", "GET"),
+    ("/admin/state", "GET"),
 ]
 few = settings(max_examples=30, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 every = pytest.mark.parametrize(("path", "method"), OPERATIONS)

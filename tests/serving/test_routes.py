@@ -15,6 +15,7 @@ from sightloom.serving.dispatch import LocalDispatcher, Route
 from sightloom.serving.engines.base import Delta, EngineRequest, Sampling, Thinking, Turn
 from sightloom.serving.engines.transformers import TransformersEngine
 from sightloom.serving.errors import ApiError
+from sightloom.serving.meters import LocalMeters
 from sightloom.serving.observe import Outcome, Recorder
 from sightloom.serving.routes import Live, ModelRoutes, Shadow, choose, shadow_of
 from sightloom.serving.shadows import MAX_AT_ONCE, Shadows
@@ -125,7 +126,7 @@ def test_pins_and_what_clients_did_wrong_do_not_count() -> None:
 
 def test_shadows_are_few_at_once_dropped_when_full_and_compared() -> None:
     outcomes: list[Outcome] = []
-    gate = asyncio.Event()
+    gate, meters = asyncio.Event(), LocalMeters()
 
     async def ask(app: str, request: EngineRequest) -> AsyncGenerator[Delta, None]:
         await gate.wait()
@@ -136,7 +137,7 @@ def test_shadows_are_few_at_once_dropped_when_full_and_compared() -> None:
         yield Delta(answer=" Yes" if request.request_id == "0-shadow" else "no", num_answer_tokens=1, finish="stop")
 
     async def scenario(engine_free_route: Route) -> list[bool]:
-        shadows = Shadows(ask, outcomes.append)
+        shadows = Shadows(ask, outcomes.append, meters)
         routes = ModelRoutes(live=(Live(version="1", app="a"),), shadow=(Shadow(version="2", app="b", share=1.0),))
         request = EngineRequest(
             "", (Turn("user", ("x",)),), (), Sampling(0, 1, 0, 0), Thinking(None, None, 1), max_tokens=4, deadline_s=9
@@ -155,3 +156,6 @@ def test_shadows_are_few_at_once_dropped_when_full_and_compared() -> None:
     found = sorted((outcome.status, outcome.agrees) for outcome in outcomes if outcome.agrees is not None)
     assert found == [(200, False), (200, True)]
     assert [outcome.code for outcome in outcomes if outcome.code] == ["engine_error"], "a full queue is nobody's fault"
+    counted = [line for line in meters.text().decode().splitlines() if line.startswith("sightloom_shadow_total{")]
+    seen = {line.split('outcome="')[1].split('"')[0]: line.rsplit(" ", 1)[1] for line in counted}
+    assert seen == {"agrees": "1.0", "differs": "1.0", "failed": "1.0", "dropped": "2.0"}

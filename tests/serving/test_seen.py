@@ -8,6 +8,7 @@ import pytest
 from fastapi.testclient import TestClient
 from prometheus_client.parser import text_string_to_metric_families
 
+import sightloom
 from sightloom.serving.app import build_app
 from sightloom.serving.auth import new_key
 from sightloom.serving.config import EndpointConfig
@@ -66,12 +67,17 @@ def test_a_request_is_counted_timed_and_logged_without_its_words(
     for name in ("ttft_seconds", "request_seconds", "media_seconds", "queue_seconds", "overhead_seconds"):
         assert value(f"sightloom_{name}_count", **where) == 2
     stages = {stage: value("sightloom_stage_seconds_total", **where, stage=stage)
-              for stage in ("media", "queue", "prefill", "decode", "relay")}  # fmt: skip
+              for stage in ("auth", "media", "queue", "prefill", "decode", "relay")}  # fmt: skip
     assert sum(stages.values()) == pytest.approx(value("sightloom_request_seconds_sum", **where), rel=1e-6)
     assert sum(count for (name, _), count in found.items() if name == "sightloom_thinking_total") == 2
-    emitted = {metric.full_name.removesuffix("_total") for metric in METRICS.values() if metric.emitted}
+    version = {"model": "sightloom", "version": "3"}
+    assert value("sightloom_inflight", **version) == value("sightloom_queue_depth", **version) == 0
+    assert value("sightloom_engine_up", **version) == 1 and value("sightloom_route_weight", **where) == 10_000
+    assert value("sightloom_startup_seconds", **version, part="engine") > 0
+    assert value("sightloom_build_info", version=sightloom.__version__) == 1
+    known = {metric.full_name.removesuffix("_total") for metric in METRICS.values()}
     families = {family.name for family in text_string_to_metric_families(text)}
-    assert {name for name in families if not name.endswith("_created")} <= emitted
+    assert {name for name in families if not name.endswith("_created")} <= known
     lines = [json.loads(record.message) for record in caplog.records if record.name == "sightloom.requests"]
     assert [line["status"] for line in lines] == [200, 200, 404, 400]
     assert lines[0]["tokens"]["prompt"] == usage["prompt_tokens"]
@@ -82,7 +88,7 @@ def test_a_request_is_counted_timed_and_logged_without_its_words(
     assert SECRET not in caplog.text and SECRET not in text and "base64" not in caplog.text
 
 
-def test_metrics_are_for_administrators(tmp_path: Path, engine: TransformersEngine) -> None:
+def test_metrics_and_state_are_for_administrators(tmp_path: Path, engine: TransformersEngine) -> None:
     infer, entry = new_key()
     admin, admin_entry = new_key(frozenset({"admin"}))
     keys = write(tmp_path / "keys.json", entry, admin_entry)
@@ -90,7 +96,20 @@ def test_metrics_are_for_administrators(tmp_path: Path, engine: TransformersEngi
     with TestClient(app, base_url="http://127.0.0.1") as client:
         for key, status in (("", 401), (infer, 403), (admin, 200)):
             headers = {"authorization": f"Bearer {key}"} if key else {}
-            assert client.get("/metrics", headers=headers).status_code == status
+            for page in ("/metrics", "/admin/state"):
+                assert client.get(page, headers=headers).status_code == status
+
+
+def test_a_request_without_a_valid_key_is_logged_as_nobody_s(
+    tmp_path: Path, engine: TransformersEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    key, entry = new_key()
+    app = build_app(EndpointConfig(keys=write(tmp_path / "keys.json", entry)), LocalDispatcher("sightloom", engine))
+    with TestClient(app, base_url="http://127.0.0.1") as client, caplog.at_level(logging.INFO, "sightloom.requests"):
+        client.get("/v1/models")
+        client.get("/v1/models", headers={"authorization": f"Bearer {key}"})
+    lines = [json.loads(record.message) for record in caplog.records if record.name == "sightloom.requests"]
+    assert [(line["status"], line["key_id"]) for line in lines] == [(401, ""), (200, entry.id)]
 
 
 def test_overhead_is_what_neither_media_nor_engine_took() -> None:

@@ -37,6 +37,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "history": ("history", "Show who promoted what, when and why; prove that it is so."),
     "models": ("models", "List, show and verify registered versions."),
     "serve": ("serve", "Serve a model behind an OpenAI-compatible endpoint with a playground."),
+    "keys": ("keys", "Make, list and revoke the keys of an endpoint."),
     "submit": ("jobs", "Check a job, pack its code, run it on a Ray cluster and follow it."),
     "jobs": ("jobs", "List, show, follow, stop and retry submitted jobs."),
     "render": ("jobs", "Write a job as a manifest for Kubernetes, a request or a script."),

@@ -15,8 +15,8 @@ from sightloom.evaluation.evaluate import Target, run
 from sightloom.evaluation.result import Measure, Result
 from sightloom.model.load import fetch
 from sightloom.progress import terminal_progress
-from sightloom.serving.engines.settings import TransformersSettings
-from sightloom.serving.private import private_endpoint
+from sightloom.serving.engines.transformers import TransformersEngine
+from sightloom.serving.listening import running
 
 
 def register(app: typer.Typer) -> None:
@@ -56,7 +56,8 @@ def evaluate(
     with ExitStack() as held:
         address = ""
         if serve:
-            address = held.enter_context(private_endpoint(fetch(checkpoint), TransformersSettings()))
+            folder = fetch(checkpoint)
+            address = held.enter_context(running(lambda: TransformersEngine(folder, "private"))).address
         result = run(suite, target, manifest or None, out or None, set_ or [], terminal_progress(), address, GENERATORS)
     console.emit(result.to_json(), as_json, lambda screen: _show(screen, result, out))
 

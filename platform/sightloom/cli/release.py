@@ -3,6 +3,7 @@
 import getpass
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,16 +17,18 @@ from sightloom.demo.corpus.examples import GENERATORS
 from sightloom.errors import UserMistake
 from sightloom.evaluation.gate import GateRules
 from sightloom.evaluation.suites import Suite, read_suite
-from sightloom.progress import Progress, terminal_progress
+from sightloom.progress import terminal_progress
 from sightloom.promotion import release
+from sightloom.promotion.asking import Exam, InProcess, Pinned
 from sightloom.promotion.canary import AT_ONCE, CanaryPlan
 from sightloom.promotion.decide import check_candidate
-from sightloom.promotion.follow import follow, managed, settle
+from sightloom.promotion.follow import follow, heartbeat, managed, settle
 from sightloom.promotion.ledger import Ledger
 from sightloom.registry import Registry, Version
 from sightloom.tracking import MlflowTracker, normalized_uri
 
 MODEL = "sightloom"
+_PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3"}  # by itself MLflow's client tries for four minutes
 Reason = Annotated[str, typer.Option(help="Why; kept in the ledger.", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Cache = Annotated[
@@ -54,6 +57,14 @@ def promote(
         bool, typer.Option("--override", help="Promote whatever the gate says; needs --reason.")
     ] = False,
     no_wait: Wait = False,
+    endpoint: Annotated[
+        str,
+        typer.Option(
+            help="Where the version is asked once it is up there, by its name; SIGHTLOOM_API_KEY with the scope pin.",
+            envvar="SIGHTLOOM_ENDPOINT",
+            show_default="where the release manager serves; else a process of its own",
+        ),
+    ] = "",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Ask and decide, but leave the ledger alone.")] = False,
     store: Store = DEFAULT_STORE,
     cache: Cache = "",
@@ -78,37 +89,58 @@ def promote(
     if its.challenger == found.version and not dry_run:  # it was evaluated before its trial began
         result = release.go_on(registry, ledger, found, release.Who(actor(), reason), override, canary)
     else:
-        evidence = judge(registry, ledger, found, gate, manifest, cache, set_ or [], terminal_progress())
+        check_candidate(its, found.version)
+        before, who = len(ledger.read().lines), release.Who(actor(), reason)
+        exam = read_exam(gate, manifest, set_ or [])
+        address = "" if dry_run else endpoint or _served_at(ledger)
+        evidence = judge(registry, ledger, found, exam, cache, address, who)
         if dry_run:
-            state = ledger.read()
-            result = release.as_release(state, found, len(state.lines), evidence.decision, evidence.run_id)
+            result = release.as_release(ledger.read(), found, before, evidence.decision, evidence.run_id)
         else:
-            who = release.Who(actor(), reason)
             result = release.promote(registry, ledger, found, evidence, who, override, canary)
+            result = replace(result, num_lines=before)
     if not (dry_run or no_wait):
         result = _finished(ledger, found, result, as_json)
     console.emit(result.to_json(), as_json, lambda screen: _show_release(screen, result, dry_run))
+
+
+def read_exam(gate: str, manifest: str, overrides: list[str]) -> Exam:
+    """The gate's rules, its suite and the questions."""
+    rules = load(GateRules, gate, overrides)
+    suite = load(Suite, Path(gate).parent / rules.suites)
+    return Exam(rules, suite, read_suite(suite, manifest or None, GENERATORS))
 
 
 def judge(
     registry: Registry,
     ledger: Ledger,
     version: Version,
-    gate: str,
-    manifest: str,
+    exam: Exam,
     cache: str,
-    overrides: list[str],
-    progress: Progress,
+    endpoint: str,
+    who: release.Who,
 ) -> release.Evidence:
-    """Read the gate and its suite, and gather the evidence."""
-    rules = load(GateRules, gate, overrides)
-    suite = load(Suite, Path(gate).parent / rules.suites)
-    state = ledger.read().model(version.name)
-    check_candidate(state, version.version)
-    with progress.step("read suite"):
-        examples = read_suite(suite, manifest or None, GENERATORS)
-    tracker = MlflowTracker(registry.uri, "gates")
-    return release.gather(registry, state, version, rules, examples, cache_folder(cache), tracker, progress)
+    """Gather the evidence: behind the endpoint where there is one, else in a process of its own."""
+    tracker, progress = MlflowTracker(registry.uri, "gates"), terminal_progress()
+    here = InProcess(registry, cache_folder(cache))
+    if not endpoint:
+        state = ledger.read().model(version.name)
+        return release.gather(registry, state, version, exam, here, tracker, progress)
+    pinned = Pinned(endpoint, os.environ.get("SIGHTLOOM_API_KEY", ""), here)
+    return release.examine(registry, ledger, version, exam, pinned, who, tracker, progress)
+
+
+def _served_at(ledger: Ledger) -> str:
+    """Where the release manager of this store serves; empty where there is none."""
+    beat = heartbeat(ledger)
+    if beat is None or not beat.alive:
+        return ""
+    if not beat.endpoint:
+        raise UserMistake(
+            "the release manager serves on every address of its node, and none of them is known here",
+            "name one that this machine reaches: --endpoint http://HOST:PORT, or SIGHTLOOM_ENDPOINT",
+        )
+    return beat.endpoint
 
 
 def rollback(
@@ -152,6 +184,8 @@ def existing_store(store: str) -> str:
     path = store.removeprefix("sqlite:///")
     if path != store and not Path(path).expanduser().is_file():
         raise UserMistake(f"no MLflow store at '{path}'", "give --store sqlite:///path, or MLFLOW_TRACKING_URI")
+    for name, value in _PATIENCE.items():
+        os.environ.setdefault(name, value)
     return normalized_uri(store)
 
 

@@ -17,8 +17,8 @@ from sightloom.later import Later
 from sightloom.serving.clip import ClipSettings
 from sightloom.serving.config import EndpointConfig
 from sightloom.serving.engines.settings import engine_settings
-from sightloom.serving.listening import check_host, check_port
 from sightloom.serving.media import MediaLimits
+from sightloom.serving.ports import check_host, check_port
 
 if TYPE_CHECKING:
     from sightloom import registry, tracking
@@ -53,6 +53,13 @@ def register(app: typer.Typer) -> None:
         ] = None,
         allow_domain: Annotated[list[str] | None, typer.Option(help="Fetch pictures from this domain, too.")] = None,
         log_requests: Annotated[bool, typer.Option("--log-requests", help="A JSON line a request on stderr.")] = False,
+        traces: Annotated[
+            str | None,
+            typer.Option(
+                help="OTLP collector that requests' spans go to, e.g. http://127.0.0.1:4318.",
+                envvar="OTEL_EXPORTER_OTLP_ENDPOINT",
+            ),
+        ] = None,
         engine: Annotated[
             str, typer.Option(help="transformers, vllm, or the URL of a vLLM server that you run.")
         ] = "transformers",
@@ -83,7 +90,7 @@ def register(app: typer.Typer) -> None:
         if on not in ("process", "ray"):
             raise UserMistake(f"--on {on} is not known", "use --on process or --on ray")
         media = MediaLimits(allow_domains=tuple(allow_domain or ()))
-        endpoint = EndpointConfig(keys=keys, media=media, log_requests=log_requests)
+        endpoint = EndpointConfig(keys=keys, media=media, log_requests=log_requests, traces=traces)
         settings = engine_settings(engine, engine_python, engine_key, engine_arg or [], engine_gpus, dtype, device)
         clips = clip_settings(clip or [])
         check_host(host, endpoint)

@@ -21,11 +21,12 @@ from sightloom.evaluation.gate import GateRules
 from sightloom.evaluation.suites import Suite, read_suite
 from sightloom.progress import Progress
 from sightloom.promotion import release
+from sightloom.promotion.asking import Exam, InProcess
 from sightloom.promotion.ledger import Ledger
 from sightloom.registry import Registry
 from sightloom.registry.once import register_once
 from sightloom.serving import deploy
-from sightloom.serving.listening import check_port
+from sightloom.serving.ports import check_port
 from sightloom.tracking import MlflowTracker
 from sightloom.training.curriculum import Curriculum
 from sightloom.training.stages import train
@@ -198,7 +199,8 @@ class _Road:
         state = ledger.read().model(MODEL)
         tracker = MlflowTracker(self._store, "gates")
         cache = self._out / "cache"
-        evidence = release.gather(registry, state, version, rules, examples, cache, tracker, self._progress)
+        exam, here = Exam(rules, suite, examples), InProcess(registry, cache)
+        evidence = release.gather(registry, state, version, exam, here, tracker, self._progress)
         with contextlib.suppress(GateNotPassed):
             release.promote(registry, ledger, version, evidence, release.Who("demo", "the demo's gate"))
         return {

@@ -44,9 +44,8 @@ class EndpointAnswerer:
         thinking_budget: int | None = None,
         timeout_s: float = 300.0,
     ) -> None:
-        self._url = base_url.rstrip("/").removesuffix("/v1") + "/v1"
-        headers = {"authorization": f"Bearer {key}"} if key else {}
-        self._client = httpx.Client(headers=headers, timeout=httpx.Timeout(timeout_s, connect=10.0), trust_env=False)
+        self._url = _api(base_url)
+        self._client = _client(key, timeout_s)
         self._budget = thinking_budget
         self.model = self._checked_model(model)
 
@@ -95,16 +94,7 @@ class EndpointAnswerer:
             return failed(example.id, f"not a chat completion: {type(error).__name__}: {error}", since_ms(began))
 
     def _checked_model(self, model: str) -> str:
-        try:
-            response = self._client.get(f"{self._url}/models")
-        except httpx.HTTPError as error:
-            raise UserMistake(f"nothing answers at {self._url}: {error}", "is the server up?") from error
-        if response.status_code in (401, 403):
-            raise UserMistake(f"{self._url} refuses the key (HTTP {response.status_code})", "set SIGHTLOOM_API_KEY")
-        try:
-            names = [str(entry["id"]) for entry in response.raise_for_status().json()["data"]]
-        except (httpx.HTTPStatusError, ValueError, KeyError, TypeError) as error:
-            raise SightloomError(f"{self._url}/models is no OpenAI-compatible list: {error}") from error
+        names = _listed(self._client, self._url)
         if model and (model in names or model.partition("@")[0].partition(":")[0] in names):
             return model  # pinned names such as name:13 need not be listed
         models = [name for name in names if not any(name.startswith((f"{other}:", f"{other}@")) for other in names)]
@@ -112,6 +102,39 @@ class EndpointAnswerer:
             return models[0]  # what else is listed pins a version of it
         asked = f"no model '{model}'" if model else "no model is named"
         raise UserMistake(f"{asked}; {self._url} serves {', '.join(names) or 'nothing'}", "give --model")
+
+
+def listed_models(base_url: str, key: str = "") -> list[str]:
+    """The names that an endpoint lists; with a key of the scope `pin` its versions, too.
+
+    Raises:
+        UserMistake: the address does not answer, or the key is refused.
+        SightloomError: it is no OpenAI-compatible server.
+    """
+    with _client(key, _LONGEST_WAIT_S) as client:
+        return _listed(client, _api(base_url))
+
+
+def _api(base_url: str) -> str:
+    return base_url.rstrip("/").removesuffix("/v1") + "/v1"
+
+
+def _client(key: str, timeout_s: float) -> httpx.Client:
+    headers = {"authorization": f"Bearer {key}"} if key else {}
+    return httpx.Client(headers=headers, timeout=httpx.Timeout(timeout_s, connect=10.0), trust_env=False)
+
+
+def _listed(client: httpx.Client, url: str) -> list[str]:
+    try:
+        response = client.get(f"{url}/models")
+    except httpx.HTTPError as error:
+        raise UserMistake(f"nothing answers at {url}: {error}", "is the server up?") from error
+    if response.status_code in (401, 403):
+        raise UserMistake(f"{url} refuses the key (HTTP {response.status_code})", "set SIGHTLOOM_API_KEY")
+    try:
+        return [str(entry["id"]) for entry in response.raise_for_status().json()["data"]]
+    except (httpx.HTTPStatusError, ValueError, KeyError, TypeError) as error:
+        raise SightloomError(f"{url}/models is no OpenAI-compatible list: {error}") from error
 
 
 def chat_body(

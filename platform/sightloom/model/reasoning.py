@@ -15,9 +15,10 @@ VOTE_TEMPERATURE = 0.7
 
 @dataclass(frozen=True, slots=True)
 class Vote:
-    """The sample that stands for the majority, and the share of the well-formed samples that agree with it."""
+    """The sample that stands for the majority, how many agree with it, and their share of the well-formed samples."""
 
     index: int
+    votes: int
     agreement: float
 
 
@@ -40,7 +41,7 @@ def majority(answers: Sequence[Parsed], scores: Sequence[float], same: Callable[
     for index in voters:
         camps.setdefault(same(answers[index].content), []).append(index)
     winner = max(camps.values(), key=lambda camp: (len(camp), max(scores[index] for index in camp)))
-    return Vote(max(winner, key=lambda index: scores[index]), len(winner) / len(voters))
+    return Vote(max(winner, key=lambda index: scores[index]), len(winner), len(winner) / len(voters))
 
 
 def self_consistent(

@@ -15,6 +15,13 @@ class HttpConfig(Frozen):
     host: str = "127.0.0.1"
     port: int = 8000
 
+    @property
+    def address(self) -> str:
+        """Where a client reaches it; empty where it listens on every address of its node."""
+        if self.host in ("", "0.0.0.0", "::"):
+            return ""
+        return f"http://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
+
 
 class ManagerConfig(Frozen):
     """What the release manager needs to know; it travels into its actor as plain data.

@@ -14,7 +14,7 @@ from ray.exceptions import RayError
 from sightloom.errors import SightloomError, UserMistake
 from sightloom.promotion.config import ManagerConfig
 from sightloom.promotion.manager import config_of, find_manager, start_manager, stop_manager
-from sightloom.serving.listening import address_of, check_host, check_port
+from sightloom.serving.ports import address_of, check_host, check_port
 
 START_S: Final = 300.0
 _LOOK_S: Final = 0.2

@@ -25,13 +25,14 @@ class CanaryAborted(SightloomError):
 
 @dataclass(frozen=True, slots=True)
 class Heartbeat:
-    """What the manager said last. `age_s`: how long ago."""
+    """What the manager said last. `age_s`: how long ago. `endpoint`: where it serves, empty if on every address."""
 
     age_s: float
     generation: int
     settled: bool
     error: str
     models: Mapping[str, Any]
+    endpoint: str = ""
 
     @property
     def alive(self) -> bool:
@@ -46,7 +47,14 @@ def heartbeat(ledger: Ledger) -> Heartbeat | None:
         return None
     said = json.loads(text)
     age = datetime.datetime.now(datetime.UTC) - datetime.datetime.fromisoformat(said["at"])
-    return Heartbeat(age.total_seconds(), said["generation"], said["settled"], said["error"], said["models"])
+    return Heartbeat(
+        age.total_seconds(),
+        said["generation"],
+        said["settled"],
+        said["error"],
+        said["models"],
+        said.get("endpoint", ""),
+    )
 
 
 def managed(ledger: Ledger) -> bool:

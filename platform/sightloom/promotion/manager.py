@@ -20,10 +20,12 @@ from sightloom.errors import SightloomError
 from sightloom.promotion.config import ManagerConfig
 from sightloom.promotion.follow import HEARTBEAT, HEARTBEAT_S
 from sightloom.promotion.ledger import Ledger, utc_now
+from sightloom.promotion.ledger_gauges import LedgerGauges
 from sightloom.promotion.serve_api import ServeApi
 from sightloom.promotion.tick import Reconciler, Tick
 from sightloom.promotion.windows import Windows
 from sightloom.registry import Registry
+from sightloom.serving.meters import RayMeters
 from sightloom.serving.observe import Row
 from sightloom.serving.reporting import MANAGER, NAMESPACE
 
@@ -49,6 +51,7 @@ class ReleaseManager:
         self._error = ""
         self._ticks = 0
         self._told = ("", 0.0)
+        self._gauges = LedgerGauges(RayMeters())
         self._thread = threading.Thread(target=self._run, name="ticks", daemon=True)
         self._thread.start()
 
@@ -81,6 +84,7 @@ class ReleaseManager:
             try:
                 head = self._ledger.head()
                 self._last, self._error = self._reconciler.tick(), ""
+                self._gauges.tell(self._last)
             except SightloomError as error:
                 self._error = error.message
                 _log.warning("the tick waits: %s", error.message)
@@ -110,7 +114,7 @@ class ReleaseManager:
     def _tell(self) -> None:
         """Leave a heartbeat in MLflow, where the command line looks."""
         last = self._last.to_json() if self._last is not None else {"generation": 0, "settled": False, "models": {}}
-        said = json.dumps({**last, "error": self._error}, sort_keys=True)
+        said = json.dumps({**last, "error": self._error, "endpoint": self._config.http.address}, sort_keys=True)
         now = time.monotonic()
         if said == self._told[0] and now - self._told[1] < HEARTBEAT_S / 3:
             return

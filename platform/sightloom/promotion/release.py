@@ -2,21 +2,18 @@
 
 import hashlib
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from sightloom.config import digest
-from sightloom.errors import UserMistake
-from sightloom.evaluation.answerers import LocalAnswerer
-from sightloom.evaluation.examples import Example
-from sightloom.evaluation.gate import Decision, GateRules, decide
+from sightloom.errors import SightloomError, UserMistake
+from sightloom.evaluation.gate import Decision, decide
 from sightloom.evaluation.report import Subject, render
 from sightloom.evaluation.result import Result, save
-from sightloom.evaluation.runner import evaluate
-from sightloom.model.load import load
 from sightloom.progress import Progress
+from sightloom.promotion.asking import Asker, Exam, InProcess, Pinned, wait_until_pinned
 from sightloom.promotion.canary import AT_ONCE, CanaryPlan
 from sightloom.promotion.decide import (
     check_candidate,
@@ -84,6 +81,7 @@ class Evidence:
     """A gate's question answered: the candidate's result, the baseline's on the same examples, and the verdict.
 
     `seen`: where the model's versions stood then; a verdict against a champion that is gone promotes nobody.
+    `evaluating`: the ledger says already that the candidate is under evaluation.
     """
 
     candidate: Result
@@ -92,15 +90,15 @@ class Evidence:
     run_id: str
     report_sha256: str
     seen: ModelState | None = None
+    evaluating: bool = False
 
 
 def gather(
     registry: Registry,
     state: ModelState,
     version: Version,
-    rules: GateRules,
-    examples: Sequence[Example],
-    cache: Path,
+    exam: Exam,
+    asker: Asker,
     tracker: Tracker,
     progress: Progress,
 ) -> Evidence:
@@ -111,38 +109,71 @@ def gather(
         SightloomError: a version's files do not match its digest.
     """
     check_candidate(state, version.version)
-    candidate = measure(registry, version, rules, examples, cache, progress)
-    reference = rules.baseline
+    candidate = exam.measured(asker, version, progress)
+    reference = exam.rules.baseline
     if reference == "champion":
         reference = "none" if state.champion is None else f"{version.name}:{state.champion}"
     baseline = None
     if reference != "none":
-        baseline = measure(registry, registry.resolve(reference), rules, examples, cache, progress)
-    return replace(record(registry, version, rules, examples, candidate, baseline, tracker), seen=state)
+        baseline = exam.measured(asker, registry.resolve(reference), progress)
+    return replace(record(registry, version, exam, candidate, baseline, tracker, asker.words), seen=state)
+
+
+def examine(
+    registry: Registry,
+    ledger: Ledger,
+    version: Version,
+    exam: Exam,
+    asker: Pinned,
+    who: Who,
+    tracker: Tracker,
+    progress: Progress,
+) -> Evidence:
+    """Bring a version up behind the endpoint, reachable by its name alone, and gather the evidence there.
+
+    One that is under evaluation already (a command that was interrupted) is asked anew. Where the questions cannot be
+    put, the version is taken back; nothing else has changed.
+
+    Raises:
+        UserMistake, LostRace: as `promote`; the endpoint or its key is wrong.
+        SightloomError: the version does not come up.
+    """
+    state = ledger.read()
+    check_candidate(state.model(version.name), version.version)
+    if state.model(version.name).stages.get(version.version) != "evaluating":
+        proof = {"digest": version.digest}
+        state = ledger.append(state, "evaluate", version.name, version.version, who.actor, who.reason, evidence=proof)
+    try:
+        with progress.step(f"bring up {version.reference}"):
+            wait_until_pinned(asker.address, asker.key, ledger, version)
+        found = gather(registry, state.model(version.name), version, exam, asker, tracker, progress)
+    except SightloomError as error:
+        state = ledger.read()
+        if state.model(version.name).stages.get(version.version) == "evaluating":
+            ledger.append(state, "abort", version.name, version.version, who.actor, f"not evaluated: {error.message}")
+        raise
+    return replace(found, evaluating=True)
 
 
 def record(
     registry: Registry,
     version: Version,
-    rules: GateRules,
-    examples: Sequence[Example],
+    exam: Exam,
     candidate: Result,
     baseline: Result | None,
     tracker: Tracker,
+    asked: str = InProcess.words,
 ) -> Evidence:
-    """Decide on results that are there already, and keep rows and report as an MLflow run."""
-    decision = decide(candidate.rows, None if baseline is None else baseline.rows, rules)
-    run_id = tracker.start_run(f"gate {version.reference}", tags={"sightloom.gate": decision.outcome})
+    """Decide on results that are there already, and keep rows and report as an MLflow run. `asked`: where."""
+    rows = None if baseline is None else baseline.rows
+    decision = decide(candidate.rows, rows, exam.rules, candidate.perf, () if baseline is None else baseline.perf)
+    tags = {"sightloom.gate": decision.outcome, "sightloom.asked": asked}
+    run_id = tracker.start_run(f"gate {version.reference}", tags=tags)
     facts = {
-        "version": version.reference, "digest": version.digest, "gate digest": digest(rules), "run": run_id
+        "version": version.reference, "digest": version.digest, "gate digest": digest(exam.rules), "asked": asked,
+        "run": run_id,
     }  # fmt: skip
-    page = render(
-        Subject(f"{version.reference} at the gate", facts),
-        candidate,
-        examples,
-        decision,
-        None if baseline is None else baseline.rows,
-    ).encode()
+    page = render(Subject(f"{version.reference} at the gate", facts), candidate, exam.examples, decision, rows).encode()
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "report.html").write_bytes(page)
         save(candidate, folder)
@@ -181,6 +212,8 @@ def promote(
     if evidence.seen is not None and not its.same_place(evidence.seen):
         raise lost_to(state, "", version.name, utc_now())
     moves = moves_to_promote(its, version.version, decision.outcome, override, plan)
+    if evidence.evaluating:
+        moves = [move for move in moves if move.kind != "evaluate"]
     proof = {"run_id": evidence.run_id, "report_sha256": evidence.report_sha256, "digest": version.digest}
     before = len(state.lines)
     for move in moves:
@@ -231,21 +264,6 @@ def _take_back(
     )
     project(state, registry, model)
     return as_release(state, version, before, None, "")
-
-
-def measure(
-    registry: Registry,
-    version: Version,
-    rules: GateRules,
-    examples: Sequence[Example],
-    cache: Path,
-    progress: Progress,
-) -> Result:
-    """Evaluate a registered version, its files verified first, with the gate's decoding."""
-    with progress.step(f"load {version.reference}"):
-        vlm = load(str(registry.materialize(version, cache)))
-    asked = LocalAnswerer(vlm, thinking_budget=rules.decoding.thinking_token_budget)
-    return evaluate(examples, asked, rules.decoding, rules.statistics, progress)
 
 
 def as_release(

@@ -20,6 +20,7 @@ from sightloom.promotion.states import ModelState
 from sightloom.promotion.windows import Windows
 from sightloom.registry import Registry
 from sightloom.serving.observe import Row
+from sightloom.serving.routes import ModelRoutes
 
 ACTOR: Final = "release-manager"
 _REASON_CHARS: Final = 500
@@ -35,6 +36,8 @@ class Tick:
         events: what it wrote into the ledger, in words.
         moving: whether the next tick should come soon.
         models: what is to be seen of each canary, for displays.
+        state: the ledger as the tick leaves it.
+        drift: aliases that a person had moved, and models whose champion another version answers for.
     """
 
     generation: int
@@ -42,6 +45,8 @@ class Tick:
     events: tuple[str, ...]
     moving: bool
     models: dict[str, dict[str, Any]] = field(default_factory=dict)
+    state: State = field(default_factory=State)
+    drift: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """As the manager's heartbeat carries it."""
@@ -90,8 +95,10 @@ class Reconciler:
         state, planned = self._planned(state, live, written)
         if planned.changed:
             self._serve.put(planned.document)
+        drift = sum(_answered_by_another(state, name, routes) for name, routes in planned.routes.models.items())
         for name in state.models:
-            state = self._project(state, name, written)
+            state, moved = self._project(state, name, written)
+            drift += moved
         models: dict[str, dict[str, Any]] = {}
         for name in state.models:
             its = state.model(name)
@@ -101,7 +108,7 @@ class Reconciler:
             models[name] = _progress(its, *seen)
             state = self._judge(state, name, live, seen, written)
         moving = bool(written) or bool(models) or not planned.settled
-        return Tick(planned.routes.generation, planned.settled, tuple(written), moving, models)
+        return Tick(planned.routes.generation, planned.settled, tuple(written), moving, models, state, drift)
 
     def _planned(self, state: State, live: Live, written: list[str]) -> tuple[State, Planned]:
         """The plan, after a fall back to another version and the return from it have been put on record."""
@@ -111,7 +118,7 @@ class Reconciler:
             state = self._note(state, name, down, words, {"fallback": instead}, written)
         for name, routes in planned.routes.models.items():
             champion = state.model(name).champion
-            if champion is not None and routes.live and routes.live[0].version == str(champion):
+            if champion is not None and routes.live and not _answered_by_another(state, name, routes):
                 last = _last_drift(state, name)
                 if last.get("fallback") is not None:
                     words = f"champion {champion} answers again"
@@ -128,7 +135,8 @@ class Reconciler:
         written.append(f"drift {words}")
         return after
 
-    def _project(self, state: State, name: str, written: list[str]) -> State:
+    def _project(self, state: State, name: str, written: list[str]) -> tuple[State, int]:
+        """Repair aliases; a person's move goes on record. Returns how many a person had moved, too."""
         observed = observe(state.model(name), self._registry.about(name))
         if observed.by_hand:
             args = {"aliases": {alias: list(pair) for alias, pair in observed.moves.items()}}
@@ -136,7 +144,7 @@ class Reconciler:
             state = self._ledger.append(state, "drift", name, version, ACTOR, f"aliases: {observed.words}", args)
             written.append(f"drift {observed.words}")
         project(state, self._registry, name)
-        return state
+        return state, len(observed.moves) if observed.by_hand else 0
 
     def _seen(self, name: str, its: ModelState) -> tuple[Row, Row]:
         """What was seen of challenger and champion since the step began."""
@@ -168,6 +176,11 @@ def _failure(live: Live, name: str, version: int | None) -> str:
     """Why a version's app will not come up by waiting, empty if it may. A traceback's cause stands at its end."""
     app = live.apps.get(app_name(name, version)) if version is not None else None
     return (app.message or app.status)[-_REASON_CHARS:] if app is not None and app.failed else ""
+
+
+def _answered_by_another(state: State, name: str, routes: ModelRoutes) -> bool:
+    champion = state.model(name).champion
+    return champion is not None and bool(routes.live) and routes.live[0].version != str(champion)
 
 
 def _last_drift(state: State, name: str) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from sightloom.serving.dispatch import Dispatcher, not_found
 from sightloom.serving.embed import ClipScoreRequest, ClipScores, EmbeddingList, Embeddings, EmbeddingsRequest
 from sightloom.serving.errors import ApiError
 from sightloom.serving.gate import Gate, Visit
+from sightloom.serving.gauges import Busy
 from sightloom.serving.limits import Limits
 from sightloom.serving.media import MediaGuard
 from sightloom.serving.meters import LocalMeters, Meters
@@ -30,6 +31,7 @@ from sightloom.serving.protocol import Body, ChatRequest
 from sightloom.serving.replies import ChatCompletion, ErrorBody
 from sightloom.serving.seen import write_lines
 from sightloom.serving.structure import warm_up
+from sightloom.serving.traces import Traces
 
 PLAYGROUND: Final = Path(__file__).parent / "playground"
 _BODIES: Final[dict[str, type[Body]]] = {
@@ -57,10 +59,14 @@ def build_app(
         meters: where metrics go; None: kept here and shown at `/metrics`, to keys with the scope admin.
 
     Raises:
-        UserMistake: the key file cannot be read.
+        UserMistake: the key file cannot be read, or traces are asked for and their exporter is not installed.
     """
     guard = MediaGuard(config.media)
-    chat = Chat(dispatcher, guard, config.body_bytes, config.deadline_s, config.keep_alive_s)
+    meters = meters or LocalMeters()
+    meters.set("build_info", 1, version=sightloom.__version__)
+    traces = Traces(config.traces) if config.traces is not None else None
+    busy = Busy(meters)
+    chat = Chat(dispatcher, guard, busy, config.body_bytes, config.deadline_s, config.keep_alive_s)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -68,6 +74,8 @@ def build_app(
         yield
         await warming
         await guard.close()
+        if traces is not None:
+            traces.close()
 
     app = FastAPI(
         title="Sightloom",
@@ -76,18 +84,18 @@ def build_app(
         redoc_url=None,
         lifespan=lifespan,
     )
-    keys = KeyRing(config.keys)
-    meters = meters or LocalMeters()
+    keys, limits = KeyRing(config.keys), Limits(config.max_in_flight)
     if config.log_requests:
         write_lines()
-    app.add_middleware(Gate, keys=keys, limits=Limits(config.max_in_flight), meters=meters)
+    app.add_middleware(Gate, keys=keys, limits=limits, meters=meters, traces=traces)
     _answer_errors(app)
     _add_chat(app, chat)
     _add_embeddings(app, Embeddings(embedders or {}, guard, config.body_bytes))
     _add_models(app, dispatcher)
     _add_health(app, dispatcher)
+    _add_state(app, keys, dispatcher, limits, config)
     if isinstance(meters, LocalMeters):
-        _add_metrics(app, keys, meters)
+        _add_metrics(app, keys, dispatcher, meters)
     _add_playground(app)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app
@@ -146,10 +154,19 @@ def _add_health(app: FastAPI, dispatcher: Dispatcher) -> None:
         return JSONResponse(body, status_code=200 if readiness.ready else 503)
 
 
-def _add_metrics(app: FastAPI, keys: KeyRing, meters: LocalMeters) -> None:
+def _add_state(app: FastAPI, keys: KeyRing, dispatcher: Dispatcher, limits: Limits, config: EndpointConfig) -> None:
+    @app.get("/admin/state", responses=_ERRORS, summary="Routes, engines and limits, for administrators")
+    async def state(request: Request) -> dict[str, Any]:
+        require(keys.identify(request.headers.get("authorization")), "admin")
+        bounds = config.model_dump(mode="json", exclude={"keys"})
+        return {**await dispatcher.state(), "limits": {**bounds, **limits.state()}}
+
+
+def _add_metrics(app: FastAPI, keys: KeyRing, dispatcher: Dispatcher, meters: LocalMeters) -> None:
     @app.get("/metrics", include_in_schema=False)  # for Prometheus, not for clients
     async def metrics(request: Request) -> PlainTextResponse:
         require(keys.identify(request.headers.get("authorization")), "admin")
+        dispatcher.tell(meters)
         return PlainTextResponse(meters.text(), media_type=CONTENT_TYPE_LATEST)
 
 

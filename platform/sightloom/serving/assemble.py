@@ -6,8 +6,17 @@ from sightloom.serving.engines.base import Delta, Finish, Outcome, PromptUsage, 
 
 
 @dataclass(frozen=True, slots=True)
+class Ballot:
+    """How a vote went: samples drawn, votes for the winner, their share of the samples that were well formed."""
+
+    n: int
+    votes: int
+    agreement: float
+
+
+@dataclass(frozen=True, slots=True)
 class Piece:
-    """What one choice adds to the reply."""
+    """What one choice adds to the reply. `ballot`: it won a vote among several samples."""
 
     index: int
     reasoning: str = ""
@@ -18,6 +27,7 @@ class Piece:
     finish: Finish | None = None
     thinking: Outcome | None = None
     timing: Timing | None = None
+    ballot: Ballot | None = None
 
 
 class Border:

@@ -4,6 +4,7 @@ The key file is a JSON list of entries; it holds hashes, never keys. Without a k
 where the endpoint listens on loopback (`deploy` and `sightloom serve` refuse anything else).
 """
 
+import contextlib
 import hashlib
 import hmac
 import json
@@ -21,6 +22,7 @@ from sightloom.errors import UserMistake
 from sightloom.serving.errors import ApiError
 
 Scope = Literal["infer", "pin", "admin"]
+SCOPES: Final[tuple[Scope, ...]] = ("infer", "pin", "admin")
 _KEY: Final = re.compile(r"sl-([A-Za-z0-9]{8})-[A-Za-z0-9_-]{43}")
 _RELOAD_S: Final = 1.0
 _log = logging.getLogger(__name__)
@@ -86,15 +88,26 @@ class KeyRing:
             _log.exception("the key file cannot be read; the keys read before stay in force")
 
     def _read(self, path: Path) -> dict[str, KeyEntry]:
-        try:
+        with contextlib.suppress(OSError):
             self._stamp = path.stat().st_mtime_ns
-            entries = _ENTRIES.validate_python(json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, ValidationError) as error:
-            raise UserMistake(
-                f"the key file '{path}' cannot be read: {type(error).__name__}",
-                "it must be a JSON list of objects with id, sha256, scopes, rpm, tpm, max_concurrent, expires_at",
-            ) from error
-        return {entry.id: entry for entry in entries}
+        return read_entries(path)
+
+
+def read_entries(path: Path) -> dict[str, KeyEntry]:
+    """The entries of a key file, by id.
+
+    Raises:
+        UserMistake: it cannot be read.
+    """
+    try:
+        entries = _ENTRIES.validate_python(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, ValidationError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is no list of keys"
+        raise UserMistake(
+            f"the key file '{path}' cannot be read: {why}",
+            "`sightloom keys create` makes one: a list of id, sha256, scopes, rpm, tpm, max_concurrent, expires_at",
+        ) from error
+    return {entry.id: entry for entry in entries}
 
 
 def require(entry: KeyEntry, scope: Scope) -> None:

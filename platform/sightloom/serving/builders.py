@@ -18,6 +18,7 @@ class VersionArgs(Frozen):
     """One version's app. `folder`: the model's folder, at the same path on every node that may hold a replica."""
 
     folder: str
+    model: str = "sightloom"
     version: str = "1"
     engine: EngineSettings = TransformersSettings()
 
@@ -33,7 +34,7 @@ class RouterArgs(Frozen):
 
 def version_app(args: VersionArgs) -> Application:
     """`sightloom.serving.builders:version_app`: an engine behind a handle."""
-    return version_replica(Path(args.folder), args.version, args.engine)
+    return version_replica(Path(args.folder), args.model, args.version, args.engine)
 
 
 def registered_app(args: RegisteredArgs) -> Application:

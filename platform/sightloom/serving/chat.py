@@ -16,6 +16,7 @@ from sightloom.serving.dispatch import Dispatcher, Route, parse_model
 from sightloom.serving.engines.base import EngineRequest
 from sightloom.serving.errors import ApiError
 from sightloom.serving.gate import Visit
+from sightloom.serving.gauges import Busy
 from sightloom.serving.media import MediaGuard
 from sightloom.serving.observe import Outcome, Watch
 from sightloom.serving.protocol import ChatRequest, parse, read_json
@@ -23,6 +24,7 @@ from sightloom.serving.replies import Draft, Head, Tally
 from sightloom.serving.resolve import check_features, references, resolve
 from sightloom.serving.samples import Samples
 from sightloom.serving.structure import grammar_of
+from sightloom.serving.voting import Voted
 
 T = TypeVar("T")
 
@@ -35,10 +37,17 @@ class Chat:
     """Answers chat requests."""
 
     def __init__(
-        self, dispatcher: Dispatcher, guard: MediaGuard, body_bytes: int, deadline_s: float, keep_alive_s: float
+        self,
+        dispatcher: Dispatcher,
+        guard: MediaGuard,
+        busy: Busy,
+        body_bytes: int,
+        deadline_s: float,
+        keep_alive_s: float,
     ) -> None:
         self._dispatcher = dispatcher
         self._guard = guard
+        self._busy = busy
         self._body_bytes = body_bytes
         self._deadline_s = deadline_s
         self._keep_alive_s = keep_alive_s
@@ -84,10 +93,11 @@ class Chat:
         self, visit: Visit, chat: ChatRequest, images: list[bytes], grammar: str | None, route: Route, began: float
     ) -> "_Attempt":
         deadline_s = min(chat.sightloom.deadline_s or self._deadline_s, self._deadline_s)
-        asked = resolve(chat, images, route.info, visit.request_id, deadline_s, grammar)
+        asked = resolve(chat, images, route.info, visit.request_id, deadline_s, grammar, visit.traceparent)
         head = Head(f"chatcmpl-{visit.request_id}", chat.model, route.info.fingerprint, chat.include_reasoning)
-        samples = Samples(route, asked, chat.stops, deadline_s)
-        return _Attempt(visit, chat, route, asked, head, samples, Watch(route, chat.stream, began))
+        samples = Samples(route, asked, chat.stops, deadline_s, self._busy)
+        shown = Voted(samples, len(asked)) if len(asked) > chat.n else samples
+        return _Attempt(visit, chat, route, asked, head, shown, Watch(route, chat.stream, began))
 
     async def _answer(self, request: Request, attempt: "_Attempt", media_s: float, began: float) -> Response:
         """One attempt's answer; raises ApiError where it failed before its first byte."""
@@ -170,7 +180,7 @@ class _Attempt:
     route: Route
     asked: Sequence[EngineRequest]
     head: Head
-    samples: Samples
+    samples: Samples | Voted
     watch: Watch
     tally: Tally = field(default_factory=Tally)
 

@@ -1,5 +1,7 @@
 """What an endpoint is made of, apart from models and addresses."""
 
+from pydantic import Field
+
 from sightloom.config import Frozen
 from sightloom.serving.media import MediaLimits
 
@@ -8,6 +10,7 @@ class EndpointConfig(Frozen):
     """The endpoint, apart from models and addresses.
 
     `keys`: the key file; None only where it listens on loopback. `log_requests`: a JSON line a request on stderr.
+    `traces`: address of an OTLP collector.
     """
 
     keys: str | None = None
@@ -17,3 +20,4 @@ class EndpointConfig(Frozen):
     deadline_s: float = 300.0
     keep_alive_s: float = 15.0
     log_requests: bool = False
+    traces: str | None = Field(default=None, pattern=r"^https?://[^/?#]+")

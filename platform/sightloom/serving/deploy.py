@@ -1,5 +1,6 @@
 """Deploying on Ray Serve: one app a version, and the router before them (serving.md §9)."""
 
+import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Mapping
@@ -16,31 +17,52 @@ from sightloom.errors import SightloomError, UserMistake
 from sightloom.serving.clip import ClipSettings
 from sightloom.serving.clip_replica import app_name, clip_app
 from sightloom.serving.config import EndpointConfig
+from sightloom.serving.dispatch import about_engine
 from sightloom.serving.engines.base import Delta, EngineInfo, EngineRequest
 from sightloom.serving.engines.choice import make_engine
 from sightloom.serving.engines.folder import read_facts
 from sightloom.serving.engines.settings import ENGINE_SETTINGS, EngineSettings, TransformersSettings, VllmSettings
 from sightloom.serving.errors import ApiError
-from sightloom.serving.listening import address_of, check_host, check_port, wait_until_ready
+from sightloom.serving.gauges import EngineGauges
+from sightloom.serving.meters import RayMeters
+from sightloom.serving.ports import address_of, check_host, check_port, wait_until_ready
+from sightloom.serving.probes import probe_match
 from sightloom.serving.router import Router
 from sightloom.serving.routes import Live, ModelRoutes, Routes
 
 ROUTER_APP = "router"
 START_TIMEOUT_S = 300.0
+_WATCH_S = 5.0
 
 
 class VersionReplica:
     """One version's replica: an engine, asked through a handle."""
 
-    def __init__(self, folder: str, version: str, settings: dict[str, Any]) -> None:
-        self._engine = make_engine(Path(folder), version, ENGINE_SETTINGS.validate_python(settings))
-        self._started = False
+    def __init__(self, folder: str, model: str, version: str, settings: dict[str, Any]) -> None:
+        self._folder = Path(folder)
+        self._engine = make_engine(self._folder, version, ENGINE_SETTINGS.validate_python(settings))
+        self._gauges = EngineGauges(RayMeters(), model, version)
+        self._parts: dict[str, float] = {}
+        self._match: float | None = None
+        self._watching: asyncio.Task[None] | None = None
 
     async def reconfigure(self, _: dict[str, Any]) -> None:
-        """Serve calls it before the replica takes requests: the engine starts here."""
-        if not self._started:
+        """Serve calls it before the replica takes requests: the engine starts here, and answers its probes."""
+        if self._watching is None:
             await self._engine.start()
-            self._started = True
+            self._match = await probe_match(self._engine, self._folder)
+            self._gauges.started(self._parts | self._engine.startup, self._match)
+            self._watching = asyncio.create_task(self._watch())
+
+    async def _watch(self) -> None:
+        while True:
+            self._gauges.tell(self._engine.load())
+            await asyncio.sleep(_WATCH_S)
+
+    async def state(self) -> dict[str, Any]:
+        """What the engine is and how busy it is."""
+        about = about_engine(self._engine, self._match)
+        return about | {"startup": self._parts | about["startup"]}
 
     async def info(self) -> EngineInfo:
         """What the engine is."""
@@ -59,7 +81,7 @@ class VersionReplica:
 
     async def check_health(self) -> None:
         """Serve replaces a replica whose engine has ended for good."""
-        if self._started:
+        if self._watching is not None:
             self._engine.check()
 
 
@@ -69,18 +91,19 @@ Version = serve.deployment(
     max_ongoing_requests=16,
     max_queued_requests=64,
     graceful_shutdown_timeout_s=10,
+    health_check_period_s=2,  # a replica that was lost is missed, and replaced, so soon
     ray_actor_options={"num_cpus": 1},
 )(VersionReplica)
 
 
-def version_replica(folder: Path, version: str, settings: EngineSettings) -> Application:
+def version_replica(folder: Path, model: str, version: str, settings: EngineSettings) -> Application:
     """One version's app: an engine behind a handle. vLLM queues by itself, so its replica takes more at once."""
     options: dict[str, Any] = {"user_config": {}}
     if isinstance(settings, VllmSettings):
         options["max_ongoing_requests"] = 256
         options["ray_actor_options"] = {"num_cpus": 1, "num_gpus": settings.num_gpus}
     plain = settings.model_dump(mode="json", exclude_unset=True) | {"kind": settings.kind}
-    return Version.options(**options).bind(str(folder), version, plain)
+    return Version.options(**options).bind(str(folder), model, version, plain)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +160,7 @@ def deploy(
     routes = Routes(generation=1, models={name: ModelRoutes(live=(live,), aliases={"champion": version})}).model_dump(
         mode="json"
     )
-    replica = version_replica(folder.resolve(), version, settings)
+    replica = version_replica(folder.resolve(), name, version, settings)
     router = Router.options(user_config=routes).bind(endpoint.model_dump(mode="json"), tuple(clips or ()))
     beside = [
         serve.RunTarget(clip_app(clip), name=app_name(clip_name), route_prefix=None, logging_config=logging_config)

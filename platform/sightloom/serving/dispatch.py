@@ -6,12 +6,14 @@ Under Ray Serve the dispatcher holds deployment handles (`router.py`), under uvi
 import re
 import time
 from collections.abc import AsyncGenerator, Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from sightloom.serving.engines.base import Delta, Engine, EngineInfo, EngineRequest
 from sightloom.serving.errors import ApiError
-from sightloom.serving.routes import RouteKind
+from sightloom.serving.gauges import EngineGauges
+from sightloom.serving.meters import Meters
+from sightloom.serving.routes import BASIS_POINTS, RouteKind
 
 if TYPE_CHECKING:
     from sightloom.serving.observe import Outcome
@@ -144,9 +146,25 @@ class Dispatcher(Protocol):
         """Whether requests can be answered now."""
         ...
 
+    async def state(self) -> dict[str, Any]:
+        """Routes, and each app's engine, for administrators."""
+        ...
+
+    def tell(self, meters: Meters) -> None:
+        """Say the gauges that nothing else says."""
+        ...
+
+
+def about_engine(engine: Engine, match: float | None = None) -> dict[str, Any]:
+    """What an engine is, how it started and how busy it is."""
+    info = asdict(engine.info) | {"features": sorted(engine.info.features)}
+    return {"info": info, "load": asdict(engine.load()), "startup": engine.startup, "probe_match": match}
+
 
 class LocalDispatcher:
-    """One engine in this process, under one name."""
+    """One engine in this process, under one name. `match`: the share of its probes that it answered as registered."""
+
+    match: float | None = None
 
     def __init__(self, name: str, engine: Engine) -> None:
         self._name = name
@@ -181,6 +199,18 @@ class LocalDispatcher:
 
     def shadow(self, route: Route, request: EngineRequest, answer: str) -> None:
         """There is no other version."""
+
+    async def state(self) -> dict[str, Any]:
+        """The one engine."""
+        return {"generation": 0, "models": {}, "apps": {self._name: about_engine(self._engine, self.match)}}
+
+    def tell(self, meters: Meters) -> None:
+        """The engine's load, and that all goes to it."""
+        info = self._engine.info
+        gauges = EngineGauges(meters, self._name, info.version)
+        gauges.started(self._engine.startup, self.match)
+        gauges.tell(replace(self._engine.load(), restarts={}))
+        meters.set("route_weight", BASIS_POINTS, model=self._name, version=info.version, route="champion")
 
     async def readiness(self) -> Readiness:
         """Ready once the engine lives."""

@@ -17,6 +17,7 @@ from sightloom.serving.errors import ApiError
 from sightloom.serving.limits import Limits
 from sightloom.serving.meters import Meters
 from sightloom.serving.seen import Facts, tell
+from sightloom.serving.traces import Traces
 
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _CSP: Final = (
@@ -32,7 +33,11 @@ _FIXED_HEADERS: Final = {
 
 @dataclass(slots=True)
 class Visit:
-    """One request's passage; the app adds headers, facts and, at the end, the tokens that it used."""
+    """One request's passage; the app adds headers, facts and, at the end, the tokens that it used.
+
+    `key_id`: empty until the key was found to be valid. `traceparent`: what engines are to hang their spans below; the
+    client's own where this endpoint sends no traces.
+    """
 
     request_id: str
     key: KeyEntry
@@ -40,13 +45,18 @@ class Visit:
     num_tokens: int = 0
     facts: Facts = field(default_factory=Facts)
     status: int = 0
+    traceparent: str = ""
+    key_id: str = ""
 
 
 class Gate:
     """Lets a request in under `/v1/` with a valid key and within its quota; everything else needs none."""
 
-    def __init__(self, app: ASGIApp, keys: KeyRing, limits: Limits, meters: Meters) -> None:
+    def __init__(
+        self, app: ASGIApp, keys: KeyRing, limits: Limits, meters: Meters, traces: Traces | None = None
+    ) -> None:
         self._app = app
+        self._traces = traces
         self._meters = meters
         self._keys = keys
         self._limits = limits
@@ -76,19 +86,29 @@ class Gate:
             await self._app(scope, receive, send_with_headers)
             return
         began = time.monotonic()
+        visit.traceparent = given.get(b"traceparent", "")
+        trace = None
+        if self._traces is not None:
+            trace = self._traces.begin(f"{scope['method']} {scope['path']}", visit.traceparent)
+            visit.traceparent = trace.traceparent
         try:
             await self._enter(visit, given, scope, receive, send_with_headers)
         finally:
-            seconds = time.monotonic() - began
-            tell(self._meters, visit.facts, visit.request_id, visit.key.id, visit.status or 499, seconds)
+            seconds, status = time.monotonic() - began, visit.status or 499
+            tell(self._meters, visit.facts, visit.request_id, visit.key_id, status, seconds)
+            if self._traces is not None and trace is not None:
+                self._traces.end(trace, visit.facts, visit.request_id, status)
 
     async def _enter(
         self, visit: Visit, given: dict[bytes, str], scope: Scope, receive: Receive, send_with_headers: Send
     ) -> None:
+        began = time.monotonic()
         try:
             visit.key = self._keys.identify(given.get(b"authorization"))
+            visit.key_id = visit.key.id
             require(visit.key, "infer")
             quota = self._limits.enter(visit.key)
+            visit.facts.auth_s = time.monotonic() - began
         except ApiError as error:
             visit.facts.failed(error)
             await send_error(error, send_with_headers)

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 from sightloom.serving.auth import KeyEntry
 from sightloom.serving.errors import ApiError
@@ -72,6 +72,14 @@ class Quota:
         if self._tokens is not None:
             self._tokens.take(num_tokens)
 
+    def state(self) -> dict[str, Any]:
+        """What runs and what is left; None: no bound."""
+        return {
+            "running": self._running,
+            "requests_left": None if self._requests is None else int(self._requests.level),
+            "tokens_left": None if self._tokens is None else int(self._tokens.level),
+        }
+
     def headers(self) -> dict[str, str]:
         """What is left, for the client."""
         found: dict[str, str] = {}
@@ -105,6 +113,10 @@ class Limits:
         quota.enter()
         self._in_flight += 1
         return quota
+
+    def state(self) -> dict[str, Any]:
+        """How full it is: requests altogether and of each key that has called."""
+        return {"in_flight": self._in_flight, "keys": {key: quota.state() for key, quota in self._quotas.items()}}
 
     def leave(self, quota: Quota, num_tokens: int) -> None:
         """End an admitted request."""

@@ -1,67 +1,127 @@
-"""Where an endpoint listens: whether it may and can, and when it answers."""
+"""The app under uvicorn: in the loop that asks for it, or in a thread with a loop of its own."""
 
-import errno
-import ipaddress
-import json
-import socket
-import time
-from urllib.error import URLError
-from urllib.request import ProxyHandler, build_opener
+import asyncio
+import contextlib
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
 
-from sightloom.errors import SightloomError, UserMistake
+import uvicorn
+from fastapi import FastAPI
+
+from sightloom.errors import SightloomError
+from sightloom.serving.app import build_app
 from sightloom.serving.config import EndpointConfig
+from sightloom.serving.dispatch import LocalDispatcher
+from sightloom.serving.engines.base import Engine
+from sightloom.serving.ports import address_of
+
+T = TypeVar("T")
+GRACE_S: Final = 10.0
+_LOOK_S: Final = 0.02
 
 
-def address_of(host: str, port: int) -> str:
-    """The base URL of what listens there."""
-    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+class Loop:
+    """An event loop in a thread of its own."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="endpoint", daemon=True)
+        self._thread.start()
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run something in it, from another thread, and wait for the result."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    def close(self) -> None:
+        """Let it end."""
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(GRACE_S)
 
 
-def check_port(host: str, port: int) -> None:
-    """See that a port can be listened on.
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A started engine behind an app at `address`; `run` does something in its loop."""
+
+    engine: Engine
+    address: str
+    run: Callable[[Coroutine[Any, Any, Any]], Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Listening:
+    """An app that listens. `ended`: done once it does not, on a signal where the loop is the main thread's."""
+
+    address: str
+    ended: "asyncio.Task[None]"
+
+
+@contextlib.asynccontextmanager
+async def listening(app: FastAPI, host: str = "127.0.0.1", port: int = 0) -> AsyncIterator[Listening]:
+    """Serve an app from the running loop until the block ends. Port 0: a free one.
 
     Raises:
-        UserMistake: it is in use, or may not be opened.
+        SightloomError: the address cannot be listened on.
     """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            why = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be opened ({error.strerror})"
-            raise UserMistake(f"port {port} on {host} {why}", "choose another one with --port") from error
-
-
-def check_host(host: str, endpoint: EndpointConfig) -> None:
-    """See that an endpoint without keys listens on loopback only.
-
-    Raises:
-        UserMistake: it would be open to others.
-    """
+    config = uvicorn.Config(
+        app, host=host, port=port, log_level="warning", access_log=False, timeout_graceful_shutdown=int(GRACE_S)
+    )
+    server = uvicorn.Server(config)
+    serving = asyncio.create_task(server.serve())
+    while not server.started and not serving.done():
+        await asyncio.sleep(_LOOK_S)
+    if not server.started:
+        await asyncio.gather(serving, return_exceptions=True)
+        raise SightloomError(f"the endpoint could not listen on {host}", f"is port {port} free?")
+    found = server.servers[0].sockets[0].getsockname()[1]
     try:
-        loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        loopback = False
-    if not loopback and endpoint.keys is None:
-        raise UserMistake(f"listening on {host} without keys would let anybody in", "give a key file with --keys")
+        yield Listening(address_of(host, found), serving)
+    finally:
+        server.should_exit = True
+        await serving
 
 
-def wait_until_ready(address: str, timeout_s: float) -> None:
-    """Wait until `/readyz` says yes.
+@contextlib.contextmanager
+def listen(app: FastAPI, loop: Loop | None = None) -> Iterator[str]:
+    """Serve an app on a free port of loopback from a thread; yields its address."""
+    own = loop or Loop()
+    stack = contextlib.AsyncExitStack()
+    try:
+        yield own.run(stack.enter_async_context(listening(app))).address
+    finally:
+        own.run(stack.aclose())
+        if loop is None:
+            own.close()
+
+
+@contextlib.contextmanager
+def running(
+    make: Callable[[], Engine], name: str = "sightloom", endpoint: EndpointConfig | None = None
+) -> Iterator[Running]:
+    """Start an engine and serve it on a free port of loopback from a thread; all of it is gone when the block ends.
+
+    Args:
+        make: makes the engine; called in the loop that it will belong to.
+        name: the model's name in requests.
+        endpoint: the app's configuration.
 
     Raises:
-        SightloomError: it did not in time.
+        SightloomError: the engine or the server did not start.
     """
-    opener = build_opener(ProxyHandler({}))
-    until = time.monotonic() + timeout_s
-    last = "no answer"
-    while time.monotonic() < until:
+    loop = Loop()
+
+    async def started() -> Engine:
+        engine = make()
+        await engine.start()
+        return engine
+
+    try:
+        engine = loop.run(started())
         try:
-            with opener.open(f"{address}/readyz", timeout=10) as response:
-                if json.load(response)["ready"]:
-                    return
-        except (URLError, OSError, ValueError) as error:
-            last = str(error)
-        time.sleep(0.1)
-    raise SightloomError(f"{address} was not ready after {timeout_s:g} s: {last}")
+            with listen(build_app(endpoint or EndpointConfig(), LocalDispatcher(name, engine)), loop) as address:
+                yield Running(engine, address, loop.run)
+        finally:
+            loop.run(engine.stop(GRACE_S))
+    finally:
+        loop.close()

@@ -2,10 +2,9 @@
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-
-import uvicorn
 
 from sightloom.serving.app import build_app
 from sightloom.serving.clip import ClipModel, ClipSettings, LocalEmbedder
@@ -14,9 +13,9 @@ from sightloom.serving.deploy import Deployment
 from sightloom.serving.dispatch import LocalDispatcher
 from sightloom.serving.engines.choice import make_engine
 from sightloom.serving.engines.settings import EngineSettings
-from sightloom.serving.listening import address_of, check_host, check_port
-
-GRACE_S = 10.0
+from sightloom.serving.listening import GRACE_S, listening
+from sightloom.serving.ports import check_host, check_port
+from sightloom.serving.probes import probe_match
 
 
 def serve_here(
@@ -39,25 +38,18 @@ def serve_here(
     check_port(host, port)
     engine = make_engine(folder, version, settings)
     embedders = {clip_name: LocalEmbedder(ClipModel(clip)) for clip_name, clip in (clips or {}).items()}
-    app = build_app(endpoint, LocalDispatcher(name, engine), embedders)
-    server = uvicorn.Server(
-        uvicorn.Config(
-            app, host=host, port=port, log_level="warning", access_log=False, timeout_graceful_shutdown=int(GRACE_S)
-        )
-    )
+    dispatcher = LocalDispatcher(name, engine)
+    app = build_app(endpoint, dispatcher, embedders)
 
     async def run() -> None:
-        began = asyncio.get_running_loop().time()
+        began = time.monotonic()
         await engine.start()
-        took = {"total": round(asyncio.get_running_loop().time() - began, 2)}
-        address = address_of(host, port)
-        serving = asyncio.create_task(server.serve())
-        while not server.started and not serving.done():
-            await asyncio.sleep(0.02)
-        if not serving.done():
-            on_ready(Deployment(address, name, version, engine.info.digest, took))
+        dispatcher.match = await probe_match(engine, folder)
+        took = {"total": round(time.monotonic() - began, 2)}
         try:
-            await serving
+            async with listening(app, host, port) as served:
+                on_ready(Deployment(served.address, name, version, engine.info.digest, took))
+                await asyncio.wait({served.ended})
         finally:
             await engine.stop(GRACE_S)
 

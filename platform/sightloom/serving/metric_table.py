@@ -14,13 +14,12 @@ _ROUTED: Final = ("model", "version", "route")
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """One metric; `emitted` says that the code writes it today: nothing is drawn or alerted on before that."""
+    """One metric."""
 
     name: str
     kind: Literal["counter", "histogram", "gauge"]
     help: str
     labels: tuple[str, ...] = ()
-    emitted: bool = False
 
     @property
     def full_name(self) -> str:
@@ -37,29 +36,29 @@ class Metric:
 METRICS: Final[dict[str, Metric]] = {
     metric.name: metric
     for metric in (
-        Metric("requests_total", "counter", "Requests that were answered", (*_ROUTED, "code", "stream"), emitted=True),
-        Metric("tokens_total", "counter", "Tokens: prompt, image, reasoning, answer", (*_ROUTED, "kind"), emitted=True),
+        Metric("requests_total", "counter", "Requests that were answered", (*_ROUTED, "code", "stream")),
+        Metric("tokens_total", "counter", "Tokens: prompt, image, reasoning, answer", (*_ROUTED, "kind")),
         Metric("stage_seconds_total", "counter", "Exact seconds: auth, media, queue, prefill, decode, relay",
-               (*_ROUTED, "stage"), emitted=True),
-        Metric("errors_total", "counter", "Errors by type and code", (*_ROUTED, "type", "code"), emitted=True),
-        Metric("cancelled_total", "counter", "Requests whose client went away", (*_ROUTED, "phase"), emitted=True),
+               (*_ROUTED, "stage")),
+        Metric("errors_total", "counter", "Errors by type and code", (*_ROUTED, "type", "code")),
+        Metric("cancelled_total", "counter", "Requests whose client went away", (*_ROUTED, "phase")),
         Metric("thinking_total", "counter", "Thinking: complete, truncated, off, malformed",
-               (*_ROUTED, "outcome"), emitted=True),
-        Metric("media_rejected_total", "counter", "Pictures that the guard refused", ("reason",), emitted=True),
-        Metric("rate_limited_total", "counter", "Requests over a key's quota", ("key", "kind"), emitted=True),
-        Metric("fallback_total", "counter", "Champions answering for challengers", ("model", "reason"), emitted=True),
+               (*_ROUTED, "outcome")),
+        Metric("media_rejected_total", "counter", "Pictures that the guard refused", ("reason",)),
+        Metric("rate_limited_total", "counter", "Requests over a key's quota", ("key", "kind")),
+        Metric("fallback_total", "counter", "Champions answering for challengers", ("model", "reason")),
         Metric("shadow_total", "counter", "Shadow requests", (*_ROUTED, "outcome")),
         Metric("engine_restarts_total", "counter", "Engines that were started again", ("model", "version", "reason")),
         Metric("ledger_events_total", "counter", "Ledger events: accepted or lost", ("kind", "outcome")),
-        Metric("ttft_seconds", "histogram", "Time to the first token", _ROUTED, emitted=True),
-        Metric("tpot_seconds", "histogram", "Time for each further token", _ROUTED, emitted=True),
-        Metric("request_seconds", "histogram", "Whole requests", _ROUTED, emitted=True),
-        Metric("queue_seconds", "histogram", "Waiting for the engine", _ROUTED, emitted=True),
-        Metric("media_seconds", "histogram", "Checking and decoding pictures", _ROUTED, emitted=True),
+        Metric("ttft_seconds", "histogram", "Time to the first token", _ROUTED),
+        Metric("tpot_seconds", "histogram", "Time for each further token", _ROUTED),
+        Metric("request_seconds", "histogram", "Whole requests", _ROUTED),
+        Metric("queue_seconds", "histogram", "Waiting for the engine", _ROUTED),
+        Metric("media_seconds", "histogram", "Checking and decoding pictures", _ROUTED),
         Metric("overhead_seconds", "histogram", "Router's time to first token, less media and engine",
-               _ROUTED, emitted=True),
+               _ROUTED),
         Metric("inflight", "gauge", "Requests that are being answered", ("model", "version")),
-        Metric("queue_depth", "gauge", "Requests that wait", ("model", "version")),
+        Metric("queue_depth", "gauge", "Requests without a token yet", ("model", "version")),
         Metric("engine_up", "gauge", "1 while the engine lives", ("model", "version")),
         Metric("engine_running", "gauge", "Sequences in the engine's batch", ("model", "version")),
         Metric("engine_waiting", "gauge", "Sequences that wait in the engine", ("model", "version")),

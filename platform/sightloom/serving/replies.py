@@ -2,10 +2,10 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, SerializerFunctionWrapHandler, model_serializer
 
 from sightloom.serving.assemble import Piece
 from sightloom.serving.engines.base import PromptUsage, Timing
@@ -49,10 +49,23 @@ class Usage(BaseModel):
     completion_tokens_details: CompletionDetails
 
 
+class VoteExtension(BaseModel):
+    """How the samples voted: how many were drawn, how many agree, their share of the well-formed ones."""
+
+    n: int
+    votes: int
+    agreement: float
+
+
 class ChoiceExtension(BaseModel):
-    """How the thinking went."""
+    """How the thinking went and, where it was asked for, the vote."""
 
     thinking: Literal["complete", "truncated", "off", "malformed"]
+    self_consistency: VoteExtension | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_what_was_not_asked(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {name: value for name, value in dump(self).items() if value is not None}
 
 
 class ReplyMessage(BaseModel):
@@ -182,12 +195,12 @@ class Head:
         if piece.answer:
             chunks.append(self.chunk([_delta(piece.index, {"content": piece.answer})], usage))
         if piece.finish is not None:
-            last = _delta(piece.index, {}, piece.finish) | {"sightloom": {"thinking": piece.thinking}}
+            last = _delta(piece.index, {}, piece.finish) | {"sightloom": _extension(piece).model_dump()}
             chunks.append(self.chunk([last], usage))
         return chunks
 
     def _choice(self, index: int, draft: Draft) -> Choice:
-        assert draft.last is not None and draft.last.finish is not None and draft.last.thinking is not None
+        assert draft.last is not None and draft.last.finish is not None
         reasoning = "".join(draft.reasoning) if self.include_reasoning else ""
         return Choice(
             index=index,
@@ -195,8 +208,14 @@ class Head:
                 content="".join(draft.answer), reasoning_content=reasoning or None, reasoning=reasoning or None
             ),
             finish_reason=draft.last.finish,
-            sightloom=ChoiceExtension(thinking=draft.last.thinking),
+            sightloom=_extension(draft.last),
         )
+
+
+def _extension(last: Piece) -> ChoiceExtension:
+    assert last.thinking is not None
+    vote = VoteExtension(**asdict(last.ballot)) if last.ballot is not None else None
+    return ChoiceExtension(thinking=last.thinking, self_consistency=vote)
 
 
 def _delta(index: int, delta: dict[str, Any], finish: str | None = None) -> dict[str, Any]:

@@ -28,7 +28,6 @@ def check_features(chat: ChatRequest, info: EngineInfo) -> None:
     Raises:
         ApiError: 400 `unsupported_parameter`.
     """
-    extension = chat.sightloom
     structured = chat.response_format is not None and chat.response_format.type != "text"
     asked = {
         "min_p": ("min_p", chat.min_p != 0),
@@ -38,7 +37,6 @@ def check_features(chat: ChatRequest, info: EngineInfo) -> None:
         "top_k": ("top_k", (chat.top_k or 0) > 0),
         "ignore_eos": ("ignore_eos", chat.ignore_eos),
         "response_format": ("structured_output", structured),
-        "sightloom.self_consistency": ("self_consistency", extension.self_consistency is not None),
         "messages": ("images", bool(references(chat))),
     }
     for param, (feature, wanted) in asked.items():
@@ -53,6 +51,7 @@ def resolve(
     request_id: str,
     deadline_s: float,
     grammar: str | None = None,
+    traceparent: str = "",
 ) -> list[EngineRequest]:
     """The engine requests, one a sample.
 
@@ -63,6 +62,13 @@ def resolve(
         ApiError: 400: parameters that contradict each other.
     """
     temperature = info.temperature if chat.temperature is None else chat.temperature
+    vote = chat.sightloom.self_consistency
+    if vote is not None:
+        if chat.n > 1:
+            raise invalid("'n': a vote has one winner; leave it out beside 'sightloom.self_consistency'", "n")
+        if chat.temperature not in (None, vote.temperature):
+            raise _disagree("temperature", "sightloom.self_consistency.temperature")
+        temperature = vote.temperature
     if chat.n > 1 and temperature == 0:
         raise invalid("'n': at temperature 0 all samples are the same; ask for one", "n")
     seed = secrets.randbits(62) if chat.seed is None else chat.seed
@@ -89,11 +95,12 @@ def resolve(
         max_tokens=chat.max_completion_tokens or chat.max_tokens or DEFAULT_MAX_TOKENS,
         deadline_s=deadline_s,
         grammar=grammar,
-        pieces="token" if chat.stops else "streamed" if chat.stream else "large",
+        traceparent=traceparent,
+        pieces="token" if chat.stops else "streamed" if chat.stream and vote is None else "large",
     )
     return [
         replace(first, request_id=f"{request_id}-{index}", sampling=replace(first.sampling, seed=seed + index))
-        for index in range(chat.n)
+        for index in range(chat.n if vote is None else vote.n)
     ]
 
 

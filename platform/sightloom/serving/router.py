@@ -20,8 +20,10 @@ from sightloom.serving.config import EndpointConfig
 from sightloom.serving.dispatch import Card, Readiness, Route, make_cards, not_found, parse_model
 from sightloom.serving.engines.base import Delta, EngineInfo, EngineRequest
 from sightloom.serving.errors import ApiError
-from sightloom.serving.meters import RayMeters
+from sightloom.serving.gauges import RouteGauges
+from sightloom.serving.meters import Meters, RayMeters
 from sightloom.serving.observe import Outcome
+from sightloom.serving.replicas import Replicas
 from sightloom.serving.reporting import Reporter
 from sightloom.serving.routes import Routes, choose
 from sightloom.serving.shadows import Shadows
@@ -31,17 +33,20 @@ ENGINE: Final = "engine"  # the deployment's name in every version app
 LOST: Final = "engine_error"
 _PREPARE_S: Final = 5.0
 _INFO_S: Final = 10.0
+_SILENT: Final = (RayError, DeploymentUnavailableError, BackPressureError, TimeoutError)
 
 
 class HandleDispatcher:
     """Routes to version apps by their handles."""
 
-    def __init__(self) -> None:
+    def __init__(self, meters: Meters) -> None:
         self._routes = Routes()
+        self._gauges = RouteGauges(meters)
         self._handles: dict[str, DeploymentHandle] = {}
         self._infos: dict[str, EngineInfo] = {}
+        self._replicas = Replicas()
         self._created = int(time.time())
-        self._shadows = Shadows(self._ask, self.record)
+        self._shadows = Shadows(self._ask, self.record, meters)
         self.reporter = Reporter()
 
     async def set_routes(self, routes: Routes) -> None:
@@ -56,6 +61,7 @@ class HandleDispatcher:
         self._routes = routes
         self._handles = {app: handle for app, handle in self._handles.items() if app in apps}
         self._infos = {app: info for app, info in self._infos.items() if app in apps}
+        self._gauges.tell(routes)
 
     async def cards(self, pins: bool) -> list[Card]:
         """The champions that answer; with `pins` their versions."""
@@ -126,21 +132,37 @@ class HandleDispatcher:
             self._shadows.send(routes, route, request, answer)
 
     async def readiness(self) -> Readiness:
-        """Ready when each champion answers."""
+        """Ready when a replica of each champion runs: it has answered its warm-up picture then."""
         models: dict[str, dict[str, Any]] = {}
         for name, model in self._routes.models.items():
             if not model.live:
                 models[name] = {"champion": model.aliases.get("champion"), "ready": False, "replicas": 0}
                 continue
             champion = model.live[0]
-            try:
-                await self._info(champion.app)
-                ready = True
-            except ApiError:
-                ready = False
-            models[name] = {"champion": champion.version, "ready": ready, "replicas": int(ready)}
+            replicas = await self._replicas.of(champion.app)
+            models[name] = {"champion": champion.version, "ready": replicas > 0, "replicas": replicas}
         served = [about for about in models.values() if about["champion"] is not None]
         return Readiness(bool(served) and all(about["ready"] for about in served), self._routes.generation, models)
+
+    async def state(self) -> dict[str, Any]:
+        """The routes, and what each app's replica says of itself."""
+        apps = sorted(self._routes.apps)
+        said = await asyncio.gather(*(self._state_of(app) for app in apps))
+        return {**self._routes.model_dump(mode="json"), "apps": dict(zip(apps, said, strict=True))}
+
+    def tell(self, meters: Meters) -> None:
+        """Routes are told when they change, engines tell of themselves."""
+
+    async def _state_of(self, app: str) -> dict[str, Any]:
+        try:
+            async with asyncio.timeout(_INFO_S):
+                return dict(await self._handle(app).state.remote())
+        except _SILENT as error:
+            return {"error": f"does not answer: {type(error).__name__}"}
+
+    def _handle(self, app: str) -> DeploymentHandle:
+        """An app's handle; the routes may have moved on between the choice and the question."""
+        return self._handles.get(app) or DeploymentHandle(ENGINE, app)
 
     async def _to(self, model: str, app: str, kind: Any, subject: str, retry: bool = False) -> Route:
         info = await self._info(app)
@@ -151,10 +173,7 @@ class HandleDispatcher:
         return Route(model, kind, self._routes.generation, info, generate, subject, app, retry)
 
     def _ask(self, app: str, request: EngineRequest) -> AsyncGenerator[Delta, None]:
-        handle = self._handles.get(app)
-        if handle is None:  # the routes moved on between the choice and the question
-            handle = DeploymentHandle(ENGINE, app)
-        return _through(handle.options(stream=True, method_name="generate"), request)
+        return _through(self._handle(app).options(stream=True, method_name="generate"), request)
 
     async def _introduce(self, app: str) -> None:
         try:
@@ -165,11 +184,10 @@ class HandleDispatcher:
 
     async def _info(self, app: str) -> EngineInfo:
         if app not in self._infos:
-            handle = self._handles.get(app) or DeploymentHandle(ENGINE, app)
             try:
                 async with asyncio.timeout(_INFO_S):
-                    self._infos[app] = await handle.info.remote()
-            except (RayError, DeploymentUnavailableError, BackPressureError, TimeoutError) as error:
+                    self._infos[app] = await self._handle(app).info.remote()
+            except _SILENT as error:
                 _log.warning("the app %s does not answer: %s", app, type(error).__name__)
                 raise ApiError(503, "not_ready", "the model is not ready yet", retry_after_s=2) from error
         return self._infos[app]
@@ -203,13 +221,14 @@ class RouterReplica:
     """Serve's ingress: the app over handles."""
 
     def __init__(self, endpoint: dict[str, Any], clips: tuple[str, ...] = ()) -> None:
-        self._dispatcher = HandleDispatcher()
+        self._meters = RayMeters()
+        self._dispatcher = HandleDispatcher(self._meters)
         self._clips = clips
         self._endpoint = EndpointConfig.model_validate(endpoint)
 
     def __serve_build_asgi_app__(self) -> Any:
         """Called by Serve once the replica is made."""
-        return build_app(self._endpoint, self._dispatcher, handles(self._clips), RayMeters())
+        return build_app(self._endpoint, self._dispatcher, handles(self._clips), self._meters)
 
     async def reconfigure(self, routes: dict[str, Any]) -> None:
         """Take the routes of a new `user_config`; no replica restarts."""

@@ -9,6 +9,7 @@ from sightloom.serving.assemble import Assembler, Piece
 from sightloom.serving.dispatch import Route
 from sightloom.serving.engines.base import EngineRequest
 from sightloom.serving.errors import ApiError
+from sightloom.serving.gauges import Busy
 
 _log = logging.getLogger(__name__)
 
@@ -17,10 +18,13 @@ class Samples:
     """Runs the samples of one request side by side. `close` aborts what still runs; it must be called."""
 
     def __init__(
-        self, route: Route, requests: Sequence[EngineRequest], stops: tuple[str, ...], deadline_s: float
+        self, route: Route, requests: Sequence[EngineRequest], stops: tuple[str, ...], deadline_s: float, busy: Busy
     ) -> None:
         self._pieces: asyncio.Queue[Piece | ApiError] = asyncio.Queue()
         self._open = len(requests)
+        self._busy, self._version = busy, (route.model, route.info.version)
+        self._waited, self._closed = True, False
+        busy.enter(self._version)
         self._tasks = [
             asyncio.create_task(self._run(route, request, Assembler(index, stops), deadline_s))
             for index, request in enumerate(requests)
@@ -47,12 +51,18 @@ class Samples:
             return None
         if isinstance(item, ApiError):
             raise item
+        if self._waited:
+            self._waited = False
+            self._busy.first(self._version)
         if item.finish is not None:
             self._open -= 1
         return item
 
     async def close(self) -> None:
-        """Abort what still runs."""
+        """Abort what still runs; a second time it does nothing."""
+        if not self._closed:
+            self._closed = True
+            self._busy.leave(self._version, self._waited)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

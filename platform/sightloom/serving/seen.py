@@ -28,6 +28,7 @@ class Facts:
     type: str = ""
     images: int = 0
     image_bytes: int = 0
+    auth_s: float = 0.0
     media_s: float | None = None
     queue_s: float | None = None
     engine_first_s: float | None = None
@@ -99,8 +100,9 @@ def tell(meters: Meters, facts: Facts, request_id: str, key_id: str, status: int
 def _stages(facts: Facts, seconds: float) -> dict[str, float]:
     """Exact seconds of each stage; `relay` is what none of the others took."""
     if facts.engine_total_s is None or facts.engine_first_s is None:
-        return {"media": facts.media_s} if facts.media_s else {}
+        return {"auth": facts.auth_s, **({"media": facts.media_s} if facts.media_s else {})}
     stages = {
+        "auth": facts.auth_s,
         "media": facts.media_s or 0.0,
         "queue": facts.queue_s or 0.0,
         "prefill": max(0.0, facts.engine_first_s - (facts.queue_s or 0.0)),

@@ -10,10 +10,12 @@ from typing import Final
 from sightloom.serving.dispatch import Route
 from sightloom.serving.engines.base import Delta, EngineRequest
 from sightloom.serving.errors import ApiError
+from sightloom.serving.meters import Meters
 from sightloom.serving.observe import Outcome
 from sightloom.serving.routes import ModelRoutes, Shadow, shadow_of
 
 MAX_AT_ONCE: Final = 4  # what comes beyond is not shadowed: live requests go first
+_WORDS: Final = {True: "agrees", False: "differs", None: "failed"}
 
 
 class Shadows:
@@ -22,21 +24,27 @@ class Shadows:
     Args:
         ask: asks an app.
         record: takes the outcomes.
+        meters: take what became of them: agrees, differs, failed, dropped.
     """
 
     def __init__(
         self,
         ask: Callable[[str, EngineRequest], AsyncGenerator[Delta, None]],
         record: Callable[[Outcome], None],
+        meters: Meters,
     ) -> None:
         self._ask = ask
-        self._record = record
+        self._take = record
+        self._meters = meters
         self._running: set[asyncio.Task[None]] = set()
 
     def send(self, routes: ModelRoutes, route: Route, request: EngineRequest, answer: str) -> bool:
         """Shadow a request that was answered, if its subject is chosen and there is room; says whether it was."""
         shadow = shadow_of(routes, route.subject)
-        if shadow is None or len(self._running) >= MAX_AT_ONCE:
+        if shadow is None:
+            return False
+        if len(self._running) >= MAX_AT_ONCE:
+            self._count(route.model, shadow.version, "dropped")
             return False
         task = asyncio.create_task(self._run(shadow, route, request, answer))
         self._running.add(task)
@@ -60,7 +68,9 @@ class Shadows:
             self._record(replace(outcome, status=504, code="deadline_exceeded"))
             return
         except ApiError as error:
-            if error.code != "engine_overloaded":  # a full queue drops shadows; it says nothing about the version
+            if error.code == "engine_overloaded":  # a full queue drops shadows; it says nothing about the version
+                self._count(route.model, shadow.version, "dropped")
+            else:
                 self._record(replace(outcome, status=error.status, code=error.code))
             return
         self._record(
@@ -73,6 +83,13 @@ class Shadows:
                 agrees=_plain(text) == _plain(answer),
             )
         )
+
+    def _record(self, outcome: Outcome) -> None:
+        self._take(outcome)
+        self._count(outcome.model, outcome.version, _WORDS[outcome.agrees])
+
+    def _count(self, model: str, version: str, outcome: str) -> None:
+        self._meters.add("shadow_total", 1, model=model, version=version, route="shadow", outcome=outcome)
 
 
 def _plain(text: str) -> str:

@@ -45,11 +45,6 @@ class Query:
         return [METRICS[name] for name in names]
 
     @property
-    def emitted(self) -> bool:
-        """Whether the code writes all of them today."""
-        return all(metric.emitted for metric in self.metrics)
-
-    @property
     def promql(self) -> str:
         """What Prometheus is asked."""
         return Template(self.text).substitute({metric.name: metric.exported_name for metric in self.metrics})

@@ -74,6 +74,7 @@ class EngineRequest:
 
     `grammar`: the JSON Schema, as text, that binds the answer, not the thinking. `pieces`: a delta is a token (a stop
     string is looked for, and the tokens up to it are counted), as much as a reader along wants, or all that comes.
+    `traceparent`: the span that the engine's own belong below, empty for none.
     """
 
     request_id: str
@@ -85,6 +86,7 @@ class EngineRequest:
     deadline_s: float
     grammar: str | None = None
     pieces: Pieces = "streamed"
+    traceparent: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +126,10 @@ class Delta:
 
 @dataclass(frozen=True, slots=True)
 class EngineInfo:
-    """What an engine is and can do. A parameter that is not in `features` is refused by the endpoint."""
+    """What an engine is and can do. A parameter that is not in `features` is refused by the endpoint.
+
+    `limits`: what it does worse than others, in words.
+    """
 
     kind: str
     version: str
@@ -136,6 +141,7 @@ class EngineInfo:
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
+    limits: tuple[str, ...] = ()
 
     @property
     def fingerprint(self) -> str:
@@ -145,16 +151,22 @@ class EngineInfo:
 
 @dataclass(frozen=True, slots=True)
 class EngineLoad:
-    """How busy an engine is; `kv_used` as a share, None where the engine has no such cache."""
+    """How busy an engine is; `kv_used` as a share, None where the engine has no such cache.
+
+    `restarts`: how often it was started again since it began, by reason.
+    """
 
     alive: bool
     running: int
     waiting: int
     kv_used: float | None = None
+    restarts: Mapping[str, int] = field(default_factory=dict)
 
 
 class Engine(Protocol):
-    """Turns requests into replies; several at a time."""
+    """Turns requests into replies; several at a time. `startup`: seconds of the last start's parts."""
+
+    startup: dict[str, float]
 
     @property
     def info(self) -> EngineInfo:

@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Final
 
 from sightloom.errors import SightloomError
 from sightloom.model.chat import THINK_CLOSE, THINK_OPEN, Document
@@ -35,6 +36,7 @@ from sightloom.serving.engines.warm_up import warm_up_request
 from sightloom.serving.errors import ApiError
 
 _log = logging.getLogger(__name__)
+LIMITS: Final = ("a batch runs to its slowest row", "a cancelled row keeps its place until then", "no prefix cache")
 
 
 @dataclass(eq=False)
@@ -85,6 +87,7 @@ class TransformersEngine:
             temperature=facts.temperature,
             top_p=facts.top_p,
             top_k=facts.top_k,
+            limits=LIMITS,
         )
         self._waiting: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._held: _Job | None = None
@@ -270,8 +273,7 @@ class TransformersEngine:
         job.flushed = now
         timing = None
         if finish is not None:
-            start = job.received
-            timing = Timing(job.began - start, job.first - start, now - start)
+            timing = Timing(job.began - job.received, job.first - job.received, now - job.received)
         job.send(
             Delta(
                 piece.reasoning,

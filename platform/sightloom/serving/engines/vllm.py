@@ -8,11 +8,11 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncGenerator
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 import aiohttp
 
@@ -73,8 +73,9 @@ class VllmEngine:
         self._warm = False
         self._failed = ""
         self.startup: dict[str, float] = {}
-        self._running = 0
+        self._running = self._waiting = 0
         self._kv_used: float | None = None
+        self._reasons: Counter[str] = Counter()
         self._opening = 0
         self._token_s = 0.05  # seconds between tokens of one reply, smoothed
         self._heard = 0.0
@@ -117,8 +118,9 @@ class VllmEngine:
             self._running -= 1
 
     def load(self) -> EngineLoad:
-        """How many requests are at the server; it queues them itself."""
-        return EngineLoad(self._alive, self._running, 0, self._kv_used)
+        """How many requests are at the server, and how many of them it said last that it had not begun."""
+        waiting = min(self._waiting, self._running)
+        return EngineLoad(self._alive, self._running - waiting, waiting, self._kv_used, dict(self._reasons))
 
     def check(self) -> None:
         """See that it lives or is being started again."""
@@ -194,7 +196,7 @@ class VllmEngine:
             request, self._settings.model, self._words, max_tokens, self._opening, self._interval(request.pieces)
         )
         try:
-            response = await self._connection.chat(body)
+            response = await self._connection.chat(body, request.traceparent)
             try:
                 if response.status != 200:
                     raise refusal(response.status, await response.read(), self._info.max_model_len)
@@ -231,9 +233,10 @@ class VllmEngine:
         """Watch the server; start it again when it has died or hangs."""
         settings = self._settings
         while True:
-            if not await self._broken():
+            if not (reason := await self._broken()):
                 continue
             self._alive = self._warm = False
+            self._reasons[reason] += 1
             assert self._connection is not None
             _log.warning("the engine died; it said last:\n%s", self._connection.log)
             await self._connection.close()
@@ -250,22 +253,24 @@ class VllmEngine:
             except SightloomError as error:
                 _log.warning("the engine did not start again: %s", error)
 
-    async def _broken(self) -> bool:
-        """Wait for the next look, and see whether the server has died or hangs."""
+    async def _broken(self) -> Literal["", "start", "died", "stalled", "hangs"]:
+        """Wait for the next look, and see what is wrong with the server; empty: nothing."""
         settings = self._settings
         if not self._alive:
-            return True
+            return "start"
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(settings.probe_every_s):
                 await self._doubted.wait()
         self._doubted.clear()
         assert self._connection is not None
         if self._connection.ended:
-            return True
+            return "died"
         if self._running and time.monotonic() - self._heard > settings.stall_s:
             _log.warning("no token came for %.0f s", settings.stall_s)
-            return True
+            return "stalled"
         if not await self._connection.healthy():
-            return True
-        self._kv_used = await self._connection.metric("vllm:kv_cache_usage_perc")
-        return False
+            return "died" if self._connection.ended else "hangs"
+        said = await self._connection.metrics()
+        self._kv_used = said.get("vllm:kv_cache_usage_perc")
+        self._waiting = int(said.get("vllm:num_requests_waiting", 0))
+        return ""

@@ -79,19 +79,23 @@ class Connection:
         except (aiohttp.ClientError, TimeoutError, OSError):
             return False
 
-    async def metric(self, name: str) -> float | None:
-        """The sum of a metric's series; None where it does not say."""
+    async def metrics(self) -> dict[str, float]:
+        """The server's metrics, each the sum of its series; empty where it does not say."""
+        found: dict[str, float] = {}
         try:
             async with self._http.get("metrics", timeout=aiohttp.ClientTimeout(total=10)) as response:
-                lines = (await response.text()).splitlines()
-            found = [float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(f"{name}{{")]
+                for line in (await response.text()).splitlines():
+                    if line and not line.startswith("#"):
+                        series, _, value = line.rpartition(" ")
+                        name = series.partition("{")[0]
+                        found[name] = found.get(name, 0.0) + float(value)
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError):
-            return None
-        return sum(found) if found else None
+            return {}
+        return found
 
-    async def chat(self, body: Mapping[str, Any]) -> aiohttp.ClientResponse:
+    async def chat(self, body: Mapping[str, Any], traceparent: str = "") -> aiohttp.ClientResponse:
         """Ask; the caller closes the response."""
-        return await self._http.post(CHAT, json=body)
+        return await self._http.post(CHAT, json=body, headers={"traceparent": traceparent} if traceparent else None)
 
     async def close(self) -> None:
         """End the server if it is ours, which fails what is in flight, then close the session.
