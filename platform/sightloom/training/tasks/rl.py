@@ -81,7 +81,7 @@ class Rl:
             stage,
             corpus,
             packer.encoder,
-            TransformersEngine(vlm, options.rollout.batch_size),
+            TransformersEngine(vlm, options.rollout.batch_size, options.rollout.limit_s),
             workers,
             seed,
             folder / "rollouts",
