@@ -18,7 +18,7 @@ from sightloom.config import load
 from sightloom.data.shards.heldout import heldout_mask
 from sightloom.data.shards.manifest import read_manifest
 from sightloom.data.shards.reader import read_table
-from sightloom.errors import SightloomError
+from sightloom.errors import SightloomError, UserMistake
 from sightloom.model.chat import Encoder
 from sightloom.model.load import load as load_model
 from sightloom.model.lora import PROJECTIONS
@@ -355,6 +355,11 @@ def test_an_engine_that_goes_on_failing_ends_the_run_which_goes_on_from_there_la
 def test_an_engine_that_is_too_slow_has_failed(order: Callable[..., StageOrder]) -> None:
     with pytest.raises(SightloomError, match=r"TimeoutError: 16 responses were not written within 0.001 s"):
         run(order(RL, "slow", *RL_SMALL, "objective.rollout.limit_s=0.001"))
+
+
+def test_vllm_is_refused_where_it_would_write_with_old_weights(order: Callable[..., StageOrder]) -> None:
+    with pytest.raises(UserMistake, match=r"packed copies of the old weights"):
+        run(order(RL, "vllm", "objective.rollout.engine=vllm"))
 
 
 def test_an_export_loads_with_transformers_alone_and_a_damaged_one_is_refused(order: Callable[..., StageOrder]) -> None:

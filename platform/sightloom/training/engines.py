@@ -20,6 +20,9 @@ class RolloutEngine(Protocol):
         Whatever it raises costs the groups of the call, and the run only if it goes on (`Rollouts`).
         """
 
+    def close(self) -> None:
+        """End what it started."""
+
 
 class TransformersEngine:
     """Generates with the very weights that are trained, in the trainer's process.
@@ -58,3 +61,6 @@ class TransformersEngine:
         if any(generation.finish == "cancelled" for generation in found):
             raise TimeoutError(f"{len(requests)} responses were not written within {self._limit_s:g} s")
         return found
+
+    def close(self) -> None:
+        """Nothing: the trainer's process is not its own."""

@@ -121,7 +121,7 @@ class RolloutOptions(Frozen):
     """A step samples `prompts` groups of `n` responses; groups with mean accuracy outside `keep` are replaced.
 
     `batch_size`: responses that are written side by side; `limit_s`: for all of a round's on a worker. `engine: vllm`
-    can be planned; training refuses it as yet.
+    writes on the workers' GPUs, beside the trainer; on a CPU it is refused.
     """
 
     engine: Literal["transformers", "vllm"] = "transformers"

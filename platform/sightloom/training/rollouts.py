@@ -173,8 +173,9 @@ class Rollouts:
             )
 
     def close(self) -> None:
-        """End the scoring process."""
+        """End the processes of scoring and writing."""
         self._scorers.close()
+        self._engine.close()
 
     def _has_signal(self, group: Group) -> bool:
         low, high = self._options.rollout.keep
@@ -226,7 +227,8 @@ class Rollouts:
         for item, prompt in zip(picked, prompts, strict=True):
             draws = keyed(self._seed, _SAMPLE_DRAW, item.row, step).integers(0, 2**62, rollout.n)
             requests += [
-                GenerationRequest(prompt, rollout.max_new_tokens, rollout.temperature, seed=int(seed)) for seed in draws
+                GenerationRequest(prompt, rollout.max_new_tokens, rollout.temperature, seed=int(seed), image=item.image)
+                for seed in draws
             ]
         try:
             generations = self._engine.generate(requests)
