@@ -19,7 +19,7 @@ from sightloom.model.chat import Document, Encoder
 from sightloom.model.generation import Generation, GenerationRequest
 from sightloom.model.thinking import parse_response
 from sightloom.objectives.advantages import dr_grpo, g2rpo, grpo, rloo
-from sightloom.objectives.rewards import format_reward, length_reward
+from sightloom.objectives.rewards import Reward, format_reward, length_reward
 from sightloom.records import Answer
 from sightloom.training import rollout_page, rollout_rows
 from sightloom.training.corpus import Corpus, Picked
@@ -70,10 +70,14 @@ def across_tasks(groups: Sequence[Group], options: Advantage, workers: Workers) 
 def rewarded(
     generation: Generation, seed: int, answer: Answer, task: str, options: RlObjective, scorers: Scorers
 ) -> Response:
-    """Score one response of a prompt that opened the think block."""
+    """Score one response of a prompt that opened the think block; one that was cut off has not answered.
+
+    Else a policy learns to go on naming things until the limit: some of what stands there then is right.
+    """
     parsed = parse_response(generation.text, thinking_opened=True)
     bounds = options.length.get(task, options.length["default"])
-    accuracy = scorers.score(parsed.content, answer)
+    cut = generation.finish != "stop"
+    accuracy = Reward(0.0, "cut off by the limit") if cut else scorers.score(parsed.content, answer)
     parts = {
         "accuracy": accuracy.value,
         "format": format_reward(parsed).value,
