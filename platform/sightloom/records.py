@@ -8,7 +8,7 @@ DOMAINS: Final = ("natural", "document", "science", "ui", "art")
 Kind = Literal["pair", "conversation", "preference"]
 KINDS: Final[tuple[str, ...]] = get_args(Kind)
 Role = Literal["system", "user", "assistant"]
-AnswerKind = Literal["choice", "number", "text", "list", "box", "point"]
+AnswerKind = Literal["choice", "number", "text", "list", "box", "point", "math", "words"]
 ANSWER_KINDS: Final[tuple[str, ...]] = get_args(AnswerKind)
 CAPTION_PROMPT: Final = "Describe the image."
 
@@ -27,7 +27,8 @@ class Answer:
     """What a right answer is, in a form that a program can check.
 
     A `box` is [x1, y1, x2, y2] and a `point` [x, y] in 0–1000 of the picture's sides; a `point` may also carry a box,
-    and then every point inside it is right. `tolerance` is relative and only for numbers.
+    and then every point inside it is right. `math` is an expression in LaTeX or plain signs, `words` a transcription
+    that is scored by its word errors. `tolerance` is relative, for numbers and mathematics.
     """
 
     kind: AnswerKind
@@ -51,7 +52,7 @@ class Answer:
                 raise InvalidRecord(f"{pointer}.value", f"expected {' or '.join(map(str, sizes))} numbers in 0–1000")
         if kind == "number" and not _is_number(answer):
             raise InvalidRecord(f"{pointer}.value", f"expected a number, got {answer!r}")
-        if kind in ("text", "choice") and not isinstance(answer, str):
+        if kind in ("text", "choice", "math", "words") and not isinstance(answer, str):
             raise InvalidRecord(f"{pointer}.value", f"expected a string, got {answer!r}")
         if kind == "list" and not isinstance(answer, list):
             raise InvalidRecord(f"{pointer}.value", f"expected a list, got {answer!r}")

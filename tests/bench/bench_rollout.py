@@ -55,6 +55,9 @@ class TimedEngine:
     def load_weights(self, version: int, uri: str | None) -> None:
         """Nothing: the weights are shared."""
 
+    def close(self) -> None:
+        """Nothing to end."""
+
     def generate(self, requests: Sequence[GenerationRequest]) -> list[Generation]:
         """Answer all requests."""
         began = time.perf_counter()
@@ -99,7 +102,7 @@ def main() -> None:
         )
         engine, scorers = TimedEngine(Generator(vlm, options.rollout.batch_size)), TimedScorers()
         rollouts = Rollouts(options, stage, corpus, encoder, engine, alone, 1, folder / "rollouts", scorers)
-        objective = Rl(options, stage, corpus, packer, alone, 1, vlm, folder, rollouts)
+        objective = Rl(options, stage, corpus, packer, alone, 1, vlm, folder, engine, rollouts)
         ratios, parts = [], {"rollout": 0.0, "reward": 0.0, "update": 0.0, "rest": 0.0}
         for step in range(ROUNDS + 1):
             generated, scored = engine.seconds, scorers.seconds

@@ -18,6 +18,13 @@ ORDER = Answer("list", ("cup", "tree", "3"))
 BOX = Answer("box", (100, 100, 300, 300))
 POINT = Answer("point", (500, 500))
 BUTTON = Answer("point", (100, 100, 300, 200))
+HALF = Answer("math", r"$\frac{1}{2}$")
+ROOT = Answer("math", r"2\sqrt{3}")
+SQUARE = Answer("math", "x^2 - 1")
+PLACE = Answer("math", r"\left(1, \frac{3}{2}\right)")
+BOTH = Answer("math", r"\{1, 2\}")
+ANGLE = Answer("math", r"90^\circ")
+SPOKEN = Answer("words", "the cat sat on the mat")
 
 RIGHT = [
     (COLOURS, ["red", "Red.", "the red", "It is red.", "A", "(a)", "Answer: A", "option a", "**red**"]),
@@ -35,6 +42,15 @@ RIGHT = [
     (BOX, ["[100, 100, 300, 300]", "100,100,300,300", "(100,100),(300,300)"]),
     (POINT, ["[500, 500]", "(500,500)", "500 500"]),
     (BUTTON, ["[100, 100]", "(250, 150)"]),
+    (HALF, ["1/2", "0.5", r"\dfrac12", r"so it is \boxed{\frac{2}{4}}", "50%", "2^{-1}", "answer: .5", "x = 0.5"]),
+    (ROOT, ["√12", r"\sqrt{12}", "2 sqrt(3)", "12^0.5", "3.4641016"]),
+    (SQUARE, ["(x-1)(x+1)", "x*x - 1", "-(1 - x^{2})"]),
+    (PLACE, ["(1, 1.5)", "(1,3/2)"]),
+    (BOTH, [r"\{2, 1\}", "{1,2}"]),
+    (ANGLE, ["90", "90°", r"90^{\circ}"]),
+    (Answer("math", r"\log_2 8"), ["3", "log_2(8)"]),
+    (Answer("math", "12345"), ["12,345", "12345.0"]),
+    (SPOKEN, ["the cat sat on the mat", "The  cat sat\non the MAT"]),
 ]
 WRONG = [
     (COLOURS, ["blue", "red or blue", "red, dark red, blue", "not red", "dark red", "B", "green", "it isn't red", "Z"]),
@@ -46,6 +62,19 @@ WRONG = [
     (BOX, ["[300, 300, 100, 100]", "[0, 0, 2000, 2000]", "100 100 300", "[1,2,3,4,5,6,7,8]", "nowhere"]),
     (POINT, ["500", "[500, 500, 500]", "[500, 2000]"]),
     (BUTTON, ["[50, 150]", "[100, 100, 300, 200]"]),
+    (
+        HALF,
+        ["1/3", "1/2 or 1/3", "1/2, 1/2", r"\boxed{1/2} or \boxed{1/3}", "1/4 + 1/4", "0.25 * 2", "half of it", "y/2"],
+    ),
+    (
+        HALF,
+        ["(" * 200 + "1/2" + ")" * 200, "9**9**9**9", "1/0", "0/0", r"\frac{", r"\frac{1}", "0." + "5" * 1000, "^2"],
+    ),
+    (ROOT, ["2*3", "-√12", "12", "sqrt(-12)"]),
+    (SQUARE, ["x^2 + 1", "(x+1)(1-x)", "x^2", "y^2 - 1", "0"]),
+    (PLACE, ["1, 1.5", "(1.5, 1)", "[1, 1.5]", "(1, 1.5, 2)"]),
+    (BOTH, ["{1, 1}", "{1, 2, 3}", "1", "(1, 2)"]),
+    (SPOKEN, ["", "a b c d e f", "the cat sat on the mat " * 2, "a dog stood by a door"]),
 ]
 
 
@@ -67,6 +96,8 @@ def test_nearly_right_answers_earn_a_part() -> None:
     assert score("[100, 100, 300, 200]", BOX).value == pytest.approx(0.5)
     assert score("[550, 500]", POINT).value == pytest.approx(math.exp(-0.5))
     assert score("[950, 100]", POINT).value < 1e-9
+    assert score("the cat sat on a mat", SPOKEN).value == pytest.approx(5 / 6)
+    assert score("the cat sat on the", SPOKEN).value == pytest.approx(5 / 6)
 
 
 @pytest.mark.parametrize("answer", [answer for answer, _ in RIGHT], ids=lambda answer: f"{answer.kind}-{answer.value}")

@@ -39,7 +39,7 @@ def test_a_scorer_that_raises_dies_or_hangs_costs_one_answer_with_a_reason(score
     assert math.isnan(said["die"].value) and "died with code 7" in said["die"].detail
     assert said["4"].value == 0
     hung = scorers.score("hang", THREE)
-    assert math.isnan(hung.value) and hung.detail == "no score within 5 s"
+    assert math.isnan(hung.value) and hung.detail == "the scorer took longer than 5 s"
     assert scorers.score("three", THREE).value == 1
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 import torch.distributed as dist
@@ -17,7 +18,7 @@ from sightloom.config import load
 from sightloom.data.shards.heldout import heldout_mask
 from sightloom.data.shards.manifest import read_manifest
 from sightloom.data.shards.reader import read_table
-from sightloom.errors import SightloomError
+from sightloom.errors import SightloomError, UserMistake
 from sightloom.model.chat import Encoder
 from sightloom.model.load import load as load_model
 from sightloom.model.lora import PROJECTIONS
@@ -26,6 +27,7 @@ from sightloom.progress import NullProgress
 from sightloom.training import outsider
 from sightloom.training.consumed import consumed
 from sightloom.training.curriculum import Curriculum
+from sightloom.training.engines import TransformersEngine
 from sightloom.training.export import verify
 from sightloom.training.index import corpus_texts, index_for
 from sightloom.training.parallel import Workers
@@ -305,6 +307,61 @@ def test_a_step_that_was_written_is_read_and_not_generated_again(order: Callable
     assert_equal_weights(first, second, 0.0)
 
 
+def failing_engine(monkeypatch: pytest.MonkeyPatch, *steps: int) -> None:
+    """The engine's process dies, as far as its caller sees, in these steps."""
+
+    def generate(self: Any, requests: Any) -> Any:
+        if self.version in steps:
+            raise ConnectionResetError("the engine died")
+        return whole(self, requests)
+
+    whole = TransformersEngine.generate
+    monkeypatch.setattr(TransformersEngine, "generate", generate)
+
+
+def test_an_engine_that_fails_costs_its_groups_and_the_step_is_replayed_alike(
+    order: Callable[..., StageOrder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = (*RL_SMALL, "train={decoder: 0.001}", "optim.warmup=0.0")
+    first, second = order(RL, "first", *options), order(RL, "second", *options)
+    events: list[dict[str, Any]] = []
+    failing_engine(monkeypatch, 1)
+    run(first, say=events.append)
+    assert change(first) > 1e-4
+    assert [e["metrics"]["rollout/engine_failures"] for e in events if e["kind"] == "step"][-1] == 0
+    tables = sorted((Path(first.folder) / "rollouts").iterdir())
+    assert [pq.read_metadata(table).num_rows for table in tables] == [16, 0, 16]
+    monkeypatch.undo()
+    shutil.copytree(Path(first.folder) / "rollouts", Path(second.folder) / "rollouts")
+    run(second)
+    assert_equal_weights(first, second, 0.0)
+
+
+def test_an_engine_that_goes_on_failing_ends_the_run_which_goes_on_from_there_later(
+    order: Callable[..., StageOrder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = (*RL_SMALL, "train={decoder: 0.001}", "steps=6")
+    done = order(RL, "done", *options).model_copy(update={"checkpoint": CheckpointOptions(every_minutes=60)})
+    failing_engine(monkeypatch, 1, 2, 3)
+    with pytest.raises(SightloomError, match=r"failed in 3 steps in a row, up to step 3; last: .*the engine died"):
+        run(done)
+    monkeypatch.undo()
+    events: list[dict[str, Any]] = []
+    run(done, say=events.append)
+    assert next(event["step"] for event in events if event["kind"] == "start") == 3
+    assert [event["step"] for event in events if event["kind"] == "step"][-1] == 6
+
+
+def test_an_engine_that_is_too_slow_has_failed(order: Callable[..., StageOrder]) -> None:
+    with pytest.raises(SightloomError, match=r"TimeoutError: 16 responses were not written within 0.001 s"):
+        run(order(RL, "slow", *RL_SMALL, "objective.rollout.limit_s=0.001"))
+
+
+def test_vllm_is_refused_where_it_would_write_with_old_weights(order: Callable[..., StageOrder]) -> None:
+    with pytest.raises(UserMistake, match=r"packed copies of the old weights"):
+        run(order(RL, "vllm", "objective.rollout.engine=vllm"))
+
+
 def test_an_export_loads_with_transformers_alone_and_a_damaged_one_is_refused(order: Callable[..., StageOrder]) -> None:
     done = order(REASON, "reason")
     outcome = run(done)
@@ -410,8 +467,6 @@ def test_rollouts_are_kept_as_rows_and_a_step_without_signal_leaves_the_weights(
     # an untrained model solves nothing, so no group carries signal
     done = order(RL, "rl", "objective.rollout.prompts=2", "objective.rollout.max_new_tokens=6", "steps=1")
     run(done)
-    import pyarrow.parquet as pq
-
     files = os.listdir(Path(done.folder) / "rollouts")
     rows = pq.read_table(Path(done.folder) / "rollouts" / files[0])
     rounds = done.stage.objective.rollout.rounds  # type: ignore[union-attr]

@@ -11,7 +11,7 @@ from sightloom.evaluation.examples import YES_NO, Example
 from sightloom.evaluation.objects import Pictured, object_questions
 from sightloom.records import Answer, Conversation, InvalidRecord, Message
 
-_TYPES = ("choice", "number", "text", "list", "yes_no", "box", "point", "caption")
+_TYPES = ("choice", "number", "text", "list", "yes_no", "box", "point", "math", "words", "caption")
 
 
 def from_jsonl(

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal, Protocol
 
 import torch
+from PIL import Image
 
 from sightloom.model.cache import GrowingCache
 from sightloom.model.chat import THINK_CLOSE, THINK_OPEN, Document
@@ -38,7 +39,8 @@ class GenerationRequest:
     """One answer that is asked for.
 
     `thinking_budget`: tokens inside a think block after which `</think>` is forced; None: no limit. A row stops at the
-    model's own end tokens and at `stop_token_ids`, and never writes the tokens of pictures.
+    model's own end tokens and at `stop_token_ids`, and never writes the tokens of pictures. `image`: the prompt's
+    picture, for engines that prepare it themselves.
     """
 
     prompt: Document
@@ -50,6 +52,7 @@ class GenerationRequest:
     thinking_budget: int | None = None
     stop_token_ids: tuple[int, ...] = ()
     constraint: Constraint | None = None
+    image: Image.Image | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,8 +60,8 @@ def fit(
         say: takes `{kind: "step", step, metrics}` about once a second; the metrics are those of all workers.
 
     Raises:
-        SightloomError: the gradient was not finite three steps in a row, or a worker's data cannot be read; it is the
-            same on all workers.
+        SightloomError: the gradient was not finite three steps in a row, a worker's data cannot be read, or a rollout
+            engine failed; it is the same on all workers.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     began = time.perf_counter()
@@ -80,7 +80,8 @@ def fit(
         told[_FAILED] = failure is not None
         counts = workers.sum_all(mine | {name: float(value) for name, value in told.items()})
         if counts.pop(_FAILED):
-            saver.settle()  # what is being written is kept
+            saver.begin(good)  # nothing was learnt since
+            saver.settle()
             raise _first(workers.gather(failure))
         if counts.pop(_SAVED) == workers.world:
             saver.settle()

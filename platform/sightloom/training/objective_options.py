@@ -120,7 +120,8 @@ class Rewards(Frozen):
 class RolloutOptions(Frozen):
     """A step samples `prompts` groups of `n` responses; groups with mean accuracy outside `keep` are replaced.
 
-    `batch_size`: responses that are written side by side. `engine: vllm` can be planned; training refuses it as yet.
+    `batch_size`: responses that are written side by side; `limit_s`: for all of a round's on a worker. `engine: vllm`
+    writes on the workers' GPUs, beside the trainer; on a CPU it is refused.
     """
 
     engine: Literal["transformers", "vllm"] = "transformers"
@@ -131,6 +132,7 @@ class RolloutOptions(Frozen):
     max_new_tokens: Count = 96
     keep: tuple[Share, Share] = (0.01, 0.99)
     rounds: Count = 3
+    limit_s: Positive = 600.0
 
 
 class RlObjective(Frozen):

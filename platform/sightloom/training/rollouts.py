@@ -19,7 +19,7 @@ from sightloom.model.chat import Document, Encoder
 from sightloom.model.generation import Generation, GenerationRequest
 from sightloom.model.thinking import parse_response
 from sightloom.objectives.advantages import dr_grpo, g2rpo, grpo, rloo
-from sightloom.objectives.rewards import format_reward, length_reward
+from sightloom.objectives.rewards import Reward, format_reward, length_reward
 from sightloom.records import Answer
 from sightloom.training import rollout_page, rollout_rows
 from sightloom.training.corpus import Corpus, Picked
@@ -37,6 +37,7 @@ from sightloom.training.scoring import Scorers
 _log = logging.getLogger(__name__)
 _PAGE_EVERY: Final = 10  # steps between two pages of rollouts
 _IDLE_WARNING: Final = 10  # steps without signal between two warnings
+_MAX_FAILING: Final = 3  # steps in a row in which an engine failed
 _SAMPLE_DRAW: Final = 8  # purpose of the keyed draw
 
 
@@ -69,10 +70,14 @@ def across_tasks(groups: Sequence[Group], options: Advantage, workers: Workers) 
 def rewarded(
     generation: Generation, seed: int, answer: Answer, task: str, options: RlObjective, scorers: Scorers
 ) -> Response:
-    """Score one response of a prompt that opened the think block."""
+    """Score one response of a prompt that opened the think block; one that was cut off has not answered.
+
+    Else a policy learns to go on naming things until the limit: some of what stands there then is right.
+    """
     parsed = parse_response(generation.text, thinking_opened=True)
     bounds = options.length.get(task, options.length["default"])
-    accuracy = scorers.score(parsed.content, answer)
+    cut = generation.finish != "stop"
+    accuracy = Reward(0.0, "cut off by the limit") if cut else scorers.score(parsed.content, answer)
     parts = {
         "accuracy": accuracy.value,
         "format": format_reward(parsed).value,
@@ -86,7 +91,8 @@ class Rollouts:
     """This worker's groups, step after step.
 
     Tables of all responses are left in `folder`; a step whose table is there already is read, not generated: a restart
-    goes on with the same samples.
+    goes on with the same samples. An engine that fails costs the groups that it was writing, and is counted; one that
+    fails in three steps in a row ends the run.
     """
 
     def __init__(
@@ -109,11 +115,18 @@ class Rollouts:
         self._scorers = scorers or Scorers()
         self.cursor = 0
         self.idle = 0  # steps in a row that had no group with signal
+        self._failing = 0  # steps in a row in which an engine failed
+        self._failures: list[str] = []  # of this worker's engine in this step
         self.numbers: dict[str, float] = {}
 
     def get(self, step: int) -> list[Group]:
-        """The groups of a step that carry signal; all workers call it together."""
+        """The groups of a step that carry signal; all workers call it together.
+
+        Raises:
+            SightloomError: an engine failed in three steps in a row; it is the same on all workers.
+        """
         rollout = self._options.rollout
+        self._failures = []
         self._engine.load_weights(step, None)
         began = time.perf_counter()
         kept: list[Group] = []
@@ -133,6 +146,7 @@ class Rollouts:
             kept = across_tasks(kept, self._options.advantage, self._workers)
         self.numbers = rollout_numbers(everything, kept, time.perf_counter() - began, self._workers)
         self._warn_if_idle()
+        self._stop_if_failing(step)
         if written is None:
             ranked = {group.row: group for group in kept}
             rows_of = [ranked.get(group.row, group) for group in everything]
@@ -152,9 +166,20 @@ class Rollouts:
                 self.numbers["rollout/accuracy"],
             )
 
+    def _stop_if_failing(self, step: int) -> None:
+        failures = [failure for part in self._workers.gather(self._failures) for failure in part]
+        self.numbers["rollout/engine_failures"] = float(len(failures))
+        self._failing = self._failing + 1 if failures else 0
+        if self._failing >= _MAX_FAILING:
+            raise SightloomError(
+                f"the rollout engine failed in {_MAX_FAILING} steps in a row, up to step {step}; last: {failures[-1]}",
+                "the state before them is kept; raise rollout.limit_s if it was too slow, then run the same again",
+            )
+
     def close(self) -> None:
-        """End the scoring process."""
+        """End the processes of scoring and writing."""
         self._scorers.close()
+        self._engine.close()
 
     def _has_signal(self, group: Group) -> bool:
         low, high = self._options.rollout.keep
@@ -173,6 +198,8 @@ class Rollouts:
         return int(self._order.window(window)[place])
 
     def _groups(self, rows: list[int], step: int, written: dict[int, tuple[Response, ...]] | None) -> list[Group]:
+        if written is not None:
+            rows = [row for row in rows if row in written]  # what a failing engine lost is not there
         picked = self._reader.read(torch.tensor(rows, dtype=torch.int64).numpy()) if rows else []
         prompts: list[Document] = []
         for item in picked:
@@ -183,6 +210,7 @@ class Rollouts:
             answered = [written[item.row] for item in picked]
         else:
             answered = self._answered(picked, prompts, step)
+            picked, prompts = picked[: len(answered)], prompts[: len(answered)]
         return [
             Group(
                 item.row,
@@ -197,15 +225,21 @@ class Rollouts:
         ]
 
     def _answered(self, picked: list[Picked], prompts: list[Document], step: int) -> list[tuple[Response, ...]]:
-        """Write and score the responses to each prompt."""
+        """Write and score the responses to each prompt; none where the engine failed."""
         rollout = self._options.rollout
         requests: list[GenerationRequest] = []
         for item, prompt in zip(picked, prompts, strict=True):
             draws = keyed(self._seed, _SAMPLE_DRAW, item.row, step).integers(0, 2**62, rollout.n)
             requests += [
-                GenerationRequest(prompt, rollout.max_new_tokens, rollout.temperature, seed=int(seed)) for seed in draws
+                GenerationRequest(prompt, rollout.max_new_tokens, rollout.temperature, seed=int(seed), image=item.image)
+                for seed in draws
             ]
-        generations = self._engine.generate(requests)
+        try:
+            generations = self._engine.generate(requests)
+        except Exception as error:  # noqa: BLE001  an engine may be another program; it is said, counted, and bounded
+            self._failures.append(f"{type(error).__name__}: {error}")
+            _log.warning("step %d goes on without %d responses: %s", step, len(requests), self._failures[-1])
+            return []
         answered = []
         for number, item in enumerate(picked):
             conversation = item.sample.conversation

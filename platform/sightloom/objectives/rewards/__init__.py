@@ -10,10 +10,11 @@ from sightloom.objectives.rewards.choice import score_choice
 from sightloom.objectives.rewards.format import format_reward
 from sightloom.objectives.rewards.geometry import score_box, score_point
 from sightloom.objectives.rewards.length import length_reward
+from sightloom.objectives.rewards.math import score_math
 from sightloom.objectives.rewards.number import score_number
 from sightloom.objectives.rewards.reward import Reward
 from sightloom.objectives.rewards.sequence import score_list
-from sightloom.objectives.rewards.text import score_text
+from sightloom.objectives.rewards.text import score_text, score_words
 from sightloom.records import Answer
 
 __all__ = ["MAX_CHARS", "Reward", "format_reward", "length_reward", "score"]
@@ -27,6 +28,8 @@ _SCORERS: Final[dict[str, Callable[[str, Answer], Reward]]] = {
     "list": score_list,
     "box": score_box,
     "point": score_point,
+    "math": score_math,
+    "words": score_words,
 }
 
 

@@ -6,7 +6,14 @@ from sightloom.errors import UserMistake
 from sightloom.model.load import VLM
 from sightloom.training.corpus import Corpus
 from sightloom.training.curriculum import Stage
-from sightloom.training.objective_options import AlignObjective, DpoObjective, RmObjective, SftObjective
+from sightloom.training.engines import RolloutEngine, TransformersEngine
+from sightloom.training.objective_options import (
+    AlignObjective,
+    DpoObjective,
+    RlObjective,
+    RmObjective,
+    SftObjective,
+)
 from sightloom.training.parallel import Workers
 from sightloom.training.tasks.align import Align
 from sightloom.training.tasks.batch import Packer
@@ -15,6 +22,7 @@ from sightloom.training.tasks.objective import Objective
 from sightloom.training.tasks.rl import Rl
 from sightloom.training.tasks.rm import Rm
 from sightloom.training.tasks.sft import Sft
+from sightloom.training.vllm_engine import VllmEngine
 
 
 def build_objective(
@@ -30,9 +38,24 @@ def build_objective(
         return Dpo(options, stage, corpus, packer, workers, seed, vlm)
     if isinstance(options, RmObjective):
         return Rm(options, stage, corpus, packer, workers, seed)
-    if options.rollout.engine != "transformers":
+    engine = _engine(options, stage, workers, vlm, folder)
+    return Rl(options, stage, corpus, packer, workers, seed, vlm, folder, engine)
+
+
+def _engine(options: RlObjective, stage: Stage, workers: Workers, vlm: VLM, folder: Path) -> RolloutEngine:
+    rollout = options.rollout
+    if rollout.engine == "transformers":
+        return TransformersEngine(vlm, rollout.batch_size, rollout.limit_s)
+    if workers.device == "cpu":
         raise UserMistake(
-            f"stage '{stage.name}': rollout.engine {options.rollout.engine} can be planned, but is not built yet",
-            "set rollout.engine to transformers, with parallel.shard 1 and precision fp32",
+            f"stage '{stage.name}': rollout.engine vllm cannot follow a policy on a CPU: when vLLM reloads there, it "
+            "goes on with packed copies of the old weights",
+            "set rollout.engine to transformers, or give the workers GPUs",
         )
-    return Rl(options, stage, corpus, packer, workers, seed, vlm, folder)
+    if workers.sharded:
+        raise UserMistake(
+            f"stage '{stage.name}': rollout.engine vllm is handed whole float32 weights as yet",
+            "set parallel.shard 1 and precision fp32",
+        )
+    weights = folder / "policy" / f"{workers.rank}of{workers.world}"
+    return VllmEngine(vlm, weights, stage.batch.max_tokens, rollout.batch_size, rollout.limit_s)

@@ -28,7 +28,7 @@ from sightloom.objectives.policy import (
 )
 from sightloom.training.corpus import Corpus
 from sightloom.training.curriculum import Stage
-from sightloom.training.engines import TransformersEngine
+from sightloom.training.engines import RolloutEngine
 from sightloom.training.objective_options import RlObjective
 from sightloom.training.parallel import Workers
 from sightloom.training.rollout_rows import Group
@@ -66,6 +66,7 @@ class Rl:
         seed: int,
         vlm: VLM,
         folder: Path,
+        engine: RolloutEngine,
         rollouts: Rollouts | None = None,
     ) -> None:
         self._options, self._packer, self._workers = options, packer, workers
@@ -81,7 +82,7 @@ class Rl:
             stage,
             corpus,
             packer.encoder,
-            TransformersEngine(vlm, options.rollout.batch_size),
+            engine,
             workers,
             seed,
             folder / "rollouts",
@@ -189,7 +190,7 @@ class Rl:
         return {}
 
     def close(self) -> None:
-        """End the scoring process."""
+        """End the processes of scoring and writing."""
         self._rollouts.close()
 
     def _build(self, members: Sequence[tuple[Group, int]]) -> PolicyBatch:
