@@ -15,13 +15,16 @@ _REACH_S: Final = 10.0
 _CLIENT_PORT: Final = 10001
 
 
-def connect(address: str, num_cpus: int | None = None, object_store_bytes: int | None = None) -> bool:
+def connect(
+    address: str, num_cpus: int | None = None, object_store_bytes: int | None = None, dashboard: bool = False
+) -> bool:
     """Connect this process to a Ray, unless it is connected already.
 
     Args:
         address: `local` starts one on this machine; `auto`, `host:port` or `ray://host:port` joins a running one.
         num_cpus: of a Ray that is started here; None: the machine's.
         object_store_bytes: of a Ray that is started here; None: Ray's own share of the memory.
+        dashboard: a Ray that is started here has its dashboard, on a free port of loopback.
 
     Returns:
         True if this call connected, so that the caller is the one to `disconnect`.
@@ -33,11 +36,19 @@ def connect(address: str, num_cpus: int | None = None, object_store_bytes: int |
     if ray.is_initialized():
         return False
     if address == LOCAL:
-        _start({"num_cpus": num_cpus, "object_store_memory": object_store_bytes, "include_dashboard": False})
+        more = {"dashboard_host": "127.0.0.1"} if dashboard else {}
+        memory = {"num_cpus": num_cpus, "object_store_memory": object_store_bytes}
+        _start({**memory, "include_dashboard": dashboard, **more})
     else:
         _join(address)
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     return True
+
+
+def dashboard() -> str:
+    """The address of the dashboard of the Ray that this process is connected to; empty where it has none."""
+    found = ray.init(ignore_reinit_error=True, log_to_driver=False, logging_level="error").dashboard_url
+    return f"http://{found}" if found else ""
 
 
 def disconnect() -> None:

@@ -13,8 +13,10 @@ from rich.console import Console
 from sightloom import runtime
 from sightloom.cli import console
 from sightloom.cli.console import DEFAULT_STORE, Ray, Store
+from sightloom.cli.managed import serve_managed
 from sightloom.config import validate
 from sightloom.errors import UserMistake
+from sightloom.promotion.config import HttpConfig
 from sightloom.registry import Registry
 from sightloom.serving.app import EndpointConfig
 from sightloom.serving.clip import ClipSettings
@@ -38,6 +40,10 @@ def register(app: typer.Typer) -> None:
         on: Annotated[
             str, typer.Option(help="'process' = one process; 'ray' = a router and a replica on Ray Serve.")
         ] = ("process"),
+        managed: Annotated[
+            bool,
+            typer.Option("--managed", help="Serve what the ledger says: champion, canary, rollbacks; with --on ray."),
+        ] = False,
         store: Store = DEFAULT_STORE,
         keys: Annotated[
             str | None, typer.Option(help="Key file; without it everybody on this machine may ask.")
@@ -75,6 +81,7 @@ def register(app: typer.Typer) -> None:
 
         sightloom serve out/model
         sightloom serve sightloom@champion --store sqlite:///out/mlflow.db --on ray
+        sightloom serve sightloom --store http://mlflow:5000 --on ray --managed
         """
         if on not in ("process", "ray"):
             raise UserMistake(f"--on {on} is not known", "use --on process or --on ray")
@@ -82,12 +89,18 @@ def register(app: typer.Typer) -> None:
         endpoint = EndpointConfig(keys=keys, media=media, log_requests=log_requests, traces=traces)
         settings = engine_settings(engine, engine_python, engine_key, engine_arg or [], engine_gpus, dtype, device)
         clips = clip_settings(clip or [])
-        check_host(host, endpoint)
-        check_port(host, port)
-        folder, model, version = find(target, name, store)
 
         def announce(running: Deployment) -> None:
             console.emit(as_result(running), as_json, lambda page: show(page, running))
+
+        check_host(host, endpoint)
+        check_port(host, port)
+        if managed:
+            if on != "ray" or clips:
+                raise UserMistake("--managed serves on Ray alone, and no open_clip models", "--on ray, without --clip")
+            serve_managed(target, store, ray, HttpConfig(host=host, port=port), endpoint, settings, announce)
+            return
+        folder, model, version = find(target, name, store)
 
         if on == "process":
             serve_here(folder, model, version, port, host, endpoint, settings, announce, clips)

@@ -111,7 +111,7 @@ def _ray(folder: Path, temp: str, options: StackOptions) -> Part:
 
 def _endpoint(options: StackOptions) -> Part:
     port = str(options.ports.endpoint)
-    words = ["serve", f"{options.model}@champion", "--on", "ray", "--ray", options.ray, "--port", port]
+    words = ["serve", options.model, "--on", "ray", "--managed", "--ray", options.ray, "--port", port]
     return Part(
         "endpoint",
         (sys.executable, "-m", "sightloom.cli", *words, "--name", options.model, "--store", options.tracking_uri),
