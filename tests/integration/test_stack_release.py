@@ -65,7 +65,8 @@ def test_what_is_promoted_is_served_and_rolled_back(stack: Stack, tmp_path: Path
     answered_by(stack, 2)
     stack.run("rollback", MODEL, "--reason", "worse on charts", "--store", stack.tracking, "--json")
     answered_by(stack, 1)
-    events = stack.run("history", "--store", stack.tracking, "--verify", "--json")["events"]
+    stack.run("history", "--store", stack.tracking, "--verify", "--json")
+    events = stack.run("history", "--store", stack.tracking, "--json")["events"]
     assert [event["kind"] for event in events if event["outcome"] == "accepted"][-5:] == [
         "evaluate", "verdict", "start", "promote", "rollback",
     ]  # fmt: skip
