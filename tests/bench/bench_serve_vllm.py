@@ -1,11 +1,12 @@
 """What our endpoint adds to a vLLM server: throughput, latency and time to the first token, the same server both ways.
 
-    python tests/bench/bench_serve_vllm.py [--on process|ray] [--runs 3] [--clients 1 8 32] [--model DIR]
+    python tests/bench/bench_serve_vllm.py [--on process|ray] [--runs 3] [--clients 1 8 32] [--model DIR] [--compile]
 
 `sightloom serve --engine vllm` is started; the requests go through it and, interleaved, straight to the socket of the
 vLLM server behind it: 512 px JPEGs, 64 answer tokens, ignore_eos, streaming. Client, front and engine share the
 machine's cores, which counts against the front: with a GPU the engine leaves the cores to it. Without a model folder a
-nano with random weights is made. Each level ends with a line of JSON.
+nano with random weights is made. Each level ends with a line of JSON. vLLM does not compile unless it is told to: on a
+CPU it compiles for minutes, again at each new shape of a batch, in the midst of what is measured.
 """
 
 import argparse
@@ -135,13 +136,13 @@ def server_of(folder: Path) -> tuple[str, str]:
 
 
 @contextlib.contextmanager
-def endpoint(folder: Path, on: str, scratch: str) -> Iterator[str]:
+def endpoint(folder: Path, on: str, scratch: str, compiled: bool) -> Iterator[str]:
     """`sightloom serve` in a process of its own; yields its address once it is ready."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [sys.executable, "-c", "from sightloom.cli import main; main()", "serve", str(folder), "--engine", "vllm"]
-    command += ["--port", str(port), "--on", on, "--json"]
+    command += ["--port", str(port), "--on", on, "--json", *([] if compiled else ["--engine-arg", "enforce-eager"])]
     log = Path(scratch) / "serve.log"
     with open(log, "w") as file:
         process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
@@ -202,10 +203,11 @@ def main() -> None:
     arguments.add_argument("--clients", type=int, nargs="+", default=[1, 8, 32])
     arguments.add_argument("--scale", type=float, default=1.0, help="more or fewer requests")
     arguments.add_argument("--model", type=Path)
+    arguments.add_argument("--compile", action="store_true", help="let vLLM compile")
     given = arguments.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         folder = given.model or build_folder("nano", [QUESTION] * 8, Path(scratch) / "nano", seed=1)
-        with endpoint(folder, given.on, scratch) as address:
+        with endpoint(folder, given.on, scratch, given.compile) as address:
             uds, key = server_of(folder)
             off = {"model": "sightloom", "reasoning_effort": "none"}
             ours = Side("ours", lambda: aiohttp.TCPConnector(limit=0), f"{address}/", "none", off)

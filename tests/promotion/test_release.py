@@ -16,10 +16,10 @@ from sightloom.evaluation.jsonl import from_jsonl
 from sightloom.evaluation.suites import Suite
 from sightloom.model.scratch import build_folder
 from sightloom.progress import NullProgress
-from sightloom.promotion.asking import Exam, InProcess
+from sightloom.promotion.asking import Exam, InProcess, Pinned
 from sightloom.promotion.ledger import Ledger
 from sightloom.promotion.reconcile import project
-from sightloom.promotion.release import Evidence, Who, gather, promote, rollback
+from sightloom.promotion.release import Evidence, Who, examine, gather, promote, rollback
 from sightloom.registry import Registry, Version
 from sightloom.tracking import MlflowTracker
 
@@ -37,15 +37,18 @@ class Stage:
     versions: list[Version]
     examples: list[Example]
 
-    def evidence(self, version: Version, floor: float) -> Evidence:
+    def exam(self, floor: float) -> Exam:
         rules = GateRules.model_validate({
             "suites": "x", "decoding": {"max_new_tokens": 4}, "statistics": {"resamples": 200},
             "domains": {"art": {**DOMAIN, "floor": floor}}, "improvement": {"require": "none"},
         })  # fmt: skip
-        state = self.ledger.read().model("nano")
         suite = Suite.model_validate({"name": "s", "sources": [{"kind": "jsonl", "path": "q.jsonl"}]})
-        exam, here = Exam(rules, suite, self.examples), InProcess(self.registry, self.folder)
-        return gather(self.registry, state, version, exam, here, self.tracker, NullProgress())
+        return Exam(rules, suite, self.examples)
+
+    def evidence(self, version: Version, floor: float) -> Evidence:
+        state = self.ledger.read().model("nano")
+        here = InProcess(self.registry, self.folder)
+        return gather(self.registry, state, version, self.exam(floor), here, self.tracker, NullProgress())
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +102,20 @@ def test_the_road_of_a_release(stage: Stage) -> None:
     assert stage.registry.aliases("nano") == {"champion": 2}
     with pytest.raises(UserMistake, match="no previous champion"):
         rollback(stage.registry, stage.ledger, "nano", ANN)
+
+
+def test_a_version_that_cannot_be_asked_is_taken_back_and_the_champion_stays(stage: Stage) -> None:
+    first, champion = stage.versions[0], stage.ledger.read().model("nano").champion
+    here = InProcess(stage.registry, stage.folder)
+    nobody = Pinned("http://127.0.0.1:9", "", here)
+    exam = stage.exam(floor=0.0)
+    with pytest.raises(UserMistake, match="nothing answers"):
+        examine(stage.registry, stage.ledger, first, exam, nobody, ANN, stage.tracker, NullProgress())
+    state = stage.ledger.read()
+    assert state.model("nano").stages[1] == "aborted" and state.model("nano").champion == champion
+    last = [line.event for line in state.lines if line.event is not None][-2:]
+    assert [event.kind for event in last] == ["evaluate", "abort"]
+    assert last[1].reason.startswith("not evaluated: nothing answers") and last[1].actor == ANN.actor
 
 
 def test_an_alias_moved_by_hand_is_put_back(stage: Stage) -> None:

@@ -22,6 +22,8 @@ from .conftest import data_url
 from .test_app import CHAT, events
 from .trained import COLOURS, QUESTION, conversation, encoded, make_trained
 
+pytestmark = pytest.mark.long  # it trains first
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from pydantic import BaseModel, SerializerFunctionWrapHandler, model_serializer
+from pydantic import BaseModel
 
 from sightloom.serving.assemble import Piece
 from sightloom.serving.engines.base import PromptUsage, Timing
@@ -58,14 +58,15 @@ class VoteExtension(BaseModel):
 
 
 class ChoiceExtension(BaseModel):
-    """How the thinking went and, where it was asked for, the vote."""
+    """How the thinking went."""
 
     thinking: Literal["complete", "truncated", "off", "malformed"]
-    self_consistency: VoteExtension | None = None
 
-    @model_serializer(mode="wrap")
-    def _without_what_was_not_asked(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return {name: value for name, value in dump(self).items() if value is not None}
+
+class VotedExtension(ChoiceExtension):
+    """The same of a choice that won a vote."""
+
+    self_consistency: VoteExtension
 
 
 class ReplyMessage(BaseModel):
@@ -85,7 +86,7 @@ class Choice(BaseModel):
     message: ReplyMessage
     finish_reason: Literal["stop", "length"]
     logprobs: None = None
-    sightloom: ChoiceExtension
+    sightloom: VotedExtension | ChoiceExtension
 
 
 class ChatCompletion(BaseModel):
@@ -214,8 +215,9 @@ class Head:
 
 def _extension(last: Piece) -> ChoiceExtension:
     assert last.thinking is not None
-    vote = VoteExtension(**asdict(last.ballot)) if last.ballot is not None else None
-    return ChoiceExtension(thinking=last.thinking, self_consistency=vote)
+    if last.ballot is None:
+        return ChoiceExtension(thinking=last.thinking)
+    return VotedExtension(thinking=last.thinking, self_consistency=VoteExtension(**asdict(last.ballot)))
 
 
 def _delta(index: int, delta: dict[str, Any], finish: str | None = None) -> dict[str, Any]:
