@@ -16,6 +16,7 @@ from sightloom.model.chat import Document
 from sightloom.model.heads import TrainableVLM
 from sightloom.model.load import VLM, load
 from sightloom.model.packs import Branch, Pack
+from sightloom.objectives.advantages import along_prefixes
 from sightloom.objectives.kl import ESTIMATORS
 from sightloom.objectives.policy import (
     TokenLoss,
@@ -196,16 +197,17 @@ class Rl:
     def _build(self, members: Sequence[tuple[Group, int]]) -> PolicyBatch:
         trees: list[tuple[Document, list[Branch]]] = []
         advantages, logprobs, bands = [], [], []
+        by_token: list[list[float]] = []
         for group, index in members:
             generation = group.responses[index].generation
             chosen = torch.tensor([not forced for forced in generation.forced], dtype=torch.bool)
             if not trees or trees[-1][0] is not group.prompt:
                 trees.append((group.prompt, []))
+                by_token = self._by_token(group)
             trees[-1][1].append(Branch(torch.tensor(generation.token_ids, dtype=torch.int64), chosen))
             logprobs.append(torch.tensor(generation.logprobs, dtype=torch.float32)[chosen])
-            num = int(chosen.sum())
-            advantages.append(torch.full((num,), group.advantages[index]))
-            bands.append(torch.full((num,), self._bands.index(group.task)))
+            advantages.append(torch.tensor(by_token[index], dtype=torch.float32)[chosen])
+            bands.append(torch.full((int(chosen.sum()),), self._bands.index(group.task)))
         empty = [torch.zeros(0)]
         device = self._packer.device
         return PolicyBatch(
@@ -215,6 +217,13 @@ class Rl:
             torch.cat(bands or [torch.zeros(0, dtype=torch.int64)]).to(device),
             len(members),
         )
+
+    def _by_token(self, group: Group) -> list[list[float]]:
+        """The advantage of each token of each of a group's responses."""
+        tokens = [response.generation.token_ids for response in group.responses]
+        if self._options.advantage.credit == "prefix":
+            return along_prefixes(group.advantages, tokens)
+        return [[advantage] * len(ids) for advantage, ids in zip(group.advantages, tokens, strict=True)]
 
 
 def _bins(groups: list[Group], max_tokens: int) -> list[list[tuple[Group, int]]]:
