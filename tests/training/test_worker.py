@@ -274,7 +274,10 @@ POLICIES = {
         "objective.entropy={coef: 0.5, bands: {default: [0.0, 0.1]}}",
         "objective.advantage={name: g2rpo, scope: group+task, recenter: true}",
     ),
-    "gspo": ("objective.loss={name: gspo, aggregate: sequence, clip: [0.0003, 0.0004]}",),
+    "gspo": (
+        "objective.loss={name: gspo, aggregate: sequence, clip: [0.0003, 0.0004]}",
+        "objective.advantage.credit=response",
+    ),
     "dr_grpo": ("objective.loss={name: clip, aggregate: constant}", "objective.advantage={name: dr_grpo}"),
     "cispo": ("objective.loss={name: cispo, clip: [1.0, 4.0]}", "objective.advantage={name: rloo}"),
 }
