@@ -14,22 +14,15 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from sightloom.config import load
 from sightloom.data.shards.heldout import heldout_mask
 from sightloom.data.shards.manifest import read_manifest
 from sightloom.data.shards.reader import read_table
 from sightloom.errors import SightloomError, UserMistake
-from sightloom.model.chat import Encoder
-from sightloom.model.load import load as load_model
 from sightloom.model.lora import PROJECTIONS
-from sightloom.model.scratch import build_folder
-from sightloom.progress import NullProgress
 from sightloom.training import outsider
 from sightloom.training.consumed import consumed
-from sightloom.training.curriculum import Curriculum
 from sightloom.training.engines import TransformersEngine
 from sightloom.training.export import verify
-from sightloom.training.index import corpus_texts, index_for
 from sightloom.training.parallel import Workers
 from sightloom.training.proof import the_outsider
 from sightloom.training.run_options import CheckpointOptions, ParallelOptions
@@ -42,33 +35,6 @@ NANO = Path(__file__).parents[2] / "pipelines" / "curricula" / "nano.yaml"
 # fp32: other orders of summation, then three optimizer steps that normalise small gradients; worst measured 2e-5
 PARAMETER_ATOL = 3e-4
 ALIGN, INSTRUCT, REASON, RL, LAST = range(5)
-
-
-@pytest.fixture(scope="module")
-def start(shards: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("start") / "model"
-    return build_folder("nano", corpus_texts(read_manifest(shards), 1, 300), folder, seed=1)
-
-
-@pytest.fixture(scope="module")
-def index(shards: str, start: Path) -> Path:
-    encoder = Encoder(load_model(str(start)).processor)
-    return index_for(read_manifest(shards), start, encoder, start.parent, NullProgress())
-
-
-@pytest.fixture
-def order(shards: str, start: Path, index: Path, tmp_path: Path) -> Callable[..., StageOrder]:
-    def make(number: int, folder: str, *overrides: str) -> StageOrder:
-        key = f"stages.{number}"
-        sets = [f"{key}.steps=3", "data.manifest=x", f"{key}.batch.max_tokens=400", f"{key}.batch.window=64"]
-        stage = load(Curriculum, NANO, [*sets, *(f"{key}.{override}" for override in overrides)]).stages[number]
-        return StageOrder(
-            number=number, digest="d" * 64, seed=3, stage=stage, parts=((shards, str(index)),), heldout=0.1,
-            start=str(start), folder=str(tmp_path / folder), store=str(tmp_path / folder / "checkpoints"),
-            checkpoint={"every_steps": 2}, info={"stage": stage.name},
-        )  # fmt: skip
-
-    return make
 
 
 def run(
