@@ -100,10 +100,11 @@ def run_arm(folder: Path, name: str, start: str, seed: int, steps: int) -> dict[
     outcome = run_stage(order, Workers(0, 1), lambda e: said.append(e["metrics"]) if e["kind"] == "step" else None)
     part = max(1, len(said) // 5)
     kept = ("rollout/accuracy", "rollout/kept_share", "rollout/length", "train/entropy", "rollout/tokens_per_s")
-    means = [
-        {key: round(float(np.mean([m[key] for m in said[i : i + part] if key in m])), 3) for key in kept}
-        for i in range(0, len(said), part)
-    ]
+    means = []
+    for first in range(0, len(said), part):
+        told = said[first : first + part]
+        found = {key: [metrics[key] for metrics in told if key in metrics] for key in kept}
+        means.append({key: round(float(np.mean(values)), 3) for key, values in found.items() if values})
     return {"model": str(folder / name / "model"), "seconds": round(outcome["seconds"], 1), "steps": means}
 
 
