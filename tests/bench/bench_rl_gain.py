@@ -1,10 +1,10 @@
 """What reinforcement adds to a chain-of-thought start, on pictures that no training saw, with 95 % intervals.
 
 For each seed the first three stages of `pipelines/curricula/nano.yaml`, made shorter (something is left to be
-learnt), give a start; each arm runs the stage `reason-rl` of the file from it, with its own advantage (or
-with entropy shaping); greedy answers before and after are compared question by question.
+learnt), give a start; each arm runs the stage `reason-rl` of the file from it, longer, with its own advantage (or with
+credit by response, or with entropy shaping); greedy answers before and after are compared question by question.
 
-    python tests/bench/bench_rl_gain.py [--seeds 31 32 33] [--arms g2rpo grpo band] [--out FOLDER]
+    python tests/bench/bench_rl_gain.py [--seeds 31 32 33] [--arms g2rpo grpo plain band] [--steps 480] [--out FOLDER]
 
 FOLDER keeps starts and finished arms: the same command goes on with what is missing. About 6 minutes a start and 6 an
 arm on two idle cores. The last line is one JSON object.
@@ -44,12 +44,14 @@ from sightloom.training.worker import StageOrder, run_stage
 ROOT = Path(__file__).parents[2]
 NANO = ROOT / "pipelines" / "curricula" / "nano.yaml"
 write_shards = runpy.run_path(str(ROOT / "tests" / "training" / "conftest.py"))["write_shards"]
-PAIRS, PICTURES, STEPS = 6000, 3000, (400, 260, 200)
+PAIRS, PICTURES, STEPS = 6000, 3000, (400, 150, 450)
+RL_STEPS = 480  # within ten minutes on two idle cores
 ASKED, ASKED_SEED = 800, 900  # a domain, of pictures drawn for this alone
 BAND = (0.3, 0.6)  # nats a token
 ARMS = {
     "g2rpo": ["objective.advantage.name=g2rpo"],
     "grpo": ["objective.advantage.name=grpo"],
+    "plain": ["objective.advantage.credit=response"],
     "band": [f"objective.entropy={{coef: 0.5, bands: {{default: [{BAND[0]}, {BAND[1]}]}}}}"],
 }
 
@@ -82,10 +84,11 @@ def make_start(folder: Path, seed: int) -> dict[str, Any]:
     return {"model": result.model_dir, "seconds": round(time.perf_counter() - began, 1)}
 
 
-def run_arm(folder: Path, name: str, start: str, seed: int) -> dict[str, Any]:
+def run_arm(folder: Path, name: str, start: str, seed: int, steps: int) -> dict[str, Any]:
     """Reinforcement from the start: where the model is, and what the steps said of themselves."""
     manifest = str(folder / "shards" / "manifest.json")
-    sets = [f"data.manifest={manifest}", *(f"stages.0.{override}" for override in ARMS[name])]
+    sets = [f"data.manifest={manifest}", f"stages.0.steps={steps}"]
+    sets += [f"stages.0.{override}" for override in ARMS[name]]
     stage = curriculum(folder, slice(3, 4), sets).stages[0]
     index = index_for(read_manifest(manifest), Path(start), Encoder(load(start).processor), folder, NullProgress())
     order = StageOrder(
@@ -97,10 +100,11 @@ def run_arm(folder: Path, name: str, start: str, seed: int) -> dict[str, Any]:
     outcome = run_stage(order, Workers(0, 1), lambda e: said.append(e["metrics"]) if e["kind"] == "step" else None)
     part = max(1, len(said) // 5)
     kept = ("rollout/accuracy", "rollout/kept_share", "rollout/length", "train/entropy", "rollout/tokens_per_s")
-    means = [
-        {key: round(float(np.mean([m[key] for m in said[i : i + part] if key in m])), 3) for key in kept}
-        for i in range(0, len(said), part)
-    ]
+    means = []
+    for first in range(0, len(said), part):
+        told = said[first : first + part]
+        found = {key: [metrics[key] for metrics in told if key in metrics] for key in kept}
+        means.append({key: round(float(np.mean(values)), 3) for key, values in found.items() if values})
     return {"model": str(folder / name / "model"), "seconds": round(outcome["seconds"], 1), "steps": means}
 
 
@@ -133,6 +137,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[31, 32, 33])
     parser.add_argument("--arms", nargs="+", choices=sorted(ARMS), default=["g2rpo", "grpo"])
+    parser.add_argument("--steps", type=int, default=RL_STEPS)
     parser.add_argument("--out", type=Path, default=None)
     asked = parser.parse_args()
     torch.set_num_threads(2)
@@ -151,7 +156,9 @@ def main() -> None:
             for arm in asked.arms:
                 done = kept(
                     folder / f"{arm}.json",
-                    lambda folder=folder, arm=arm, start=start, seed=seed: run_arm(folder, arm, start, seed),
+                    lambda folder=folder, arm=arm, start=start, seed=seed: run_arm(
+                        folder, arm, start, seed, asked.steps
+                    ),
                 )
                 after[arm][seed] = kept(
                     folder / f"{arm}-after.json", lambda done=done: answers(done["model"], examples)

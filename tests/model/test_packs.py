@@ -6,7 +6,7 @@ import torch
 from sightloom.model.chat import Document, Encoder
 from sightloom.model.heads import ContrastiveHeads, TrainableVLM
 from sightloom.model.load import VLM
-from sightloom.model.packs import Pack, pack_documents
+from sightloom.model.packs import Branch, Pack, pack_branches, pack_documents
 from sightloom.model.positions import rope_positions
 
 from .conftest import conversation, picture
@@ -129,3 +129,53 @@ def test_a_blank_document_adds_no_label_and_no_gradient(trainable, encoder, docu
 def test_an_empty_pack_is_refused() -> None:
     with pytest.raises(ValueError, match="needs documents"):
         pack_documents([], 5, 2)
+
+
+def test_a_prompt_that_is_laid_once_gives_its_continuations_what_a_copy_each_would(
+    trainable: TrainableVLM, encoder: Encoder, documents: list[Document]
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    prompts = [encoder.prompt(conversation(random.Random(seed)), picture(seed), thinking=True) for seed in (1, 2)]
+    prompts.append(Document(documents[0].input_ids[:3], torch.zeros(3, dtype=torch.bool)))  # without a picture
+    trees: list[tuple[Document, list[Branch]]] = []
+    for prompt, lengths in zip(prompts, ([5, 1, 30], [4, 4], [7]), strict=True):
+        branches = []
+        for length in lengths:
+            ids = torch.randint(20, 300, (length,), generator=generator)
+            branches.append(Branch(ids, torch.rand(length, generator=generator) < 0.8))
+        trees.append((prompt, branches))
+    copies = [
+        Document(
+            torch.cat([prompt.input_ids, branch.input_ids]),
+            torch.cat([torch.zeros(len(prompt), dtype=torch.bool), branch.loss_mask]),
+            prompt.pixel_values,
+            prompt.image_grid_thw,
+        )
+        for prompt, branches in trees
+        for branch in branches
+    ]
+    shared = pack_branches(trees, trainable.image_token_id, trainable.merge_size)
+    apart = packed(trainable, copies)
+    assert shared.num_tokens < apart.num_tokens and torch.equal(shared.lengths, apart.lengths)
+    assert torch.equal(shared.targets, apart.targets) and torch.equal(shared.label_documents, apart.label_documents)
+    found = []
+    for pack in (shared, apart):
+        trainable.zero_grad()
+        out = trainable(pack, ("logprobs", "entropy"))
+        (-out.logprobs.sum() + out.entropy.sum()).backward()
+        grads = {name: p.grad.clone() for name, p in trainable.named_parameters() if p.grad is not None}
+        found.append((out.logprobs.detach(), out.entropy.detach(), grads))
+    trainable.zero_grad()
+    (logprobs, entropy, grads), (wanted_logprobs, wanted_entropy, wanted) = found
+    torch.testing.assert_close(logprobs, wanted_logprobs, atol=ATOL, rtol=0)
+    torch.testing.assert_close(entropy, wanted_entropy, atol=ATOL, rtol=0)
+    for name, grad in wanted.items():
+        torch.testing.assert_close(grads[name], grad, atol=2e-3, rtol=1e-4, msg=name)  # sums over some 600 tokens
+
+
+def test_a_tree_without_a_continuation_is_refused() -> None:
+    prompt = Document(torch.ones(3, dtype=torch.int64), torch.zeros(3, dtype=torch.bool))
+    nothing = Branch(torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.bool))
+    for trees in ([], [(prompt, [])], [(prompt, [nothing])]):
+        with pytest.raises(ValueError, match="continuation"):
+            pack_branches(trees, 5, 2)

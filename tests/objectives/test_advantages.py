@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from sightloom.objectives.advantages import dr_grpo, g2rpo, grpo, rloo
+from sightloom.objectives.advantages import along_prefixes, dr_grpo, g2rpo, grpo, rloo
 
 GROUPS = st.lists(st.one_of(st.floats(0, 1), st.sampled_from([0.0, 0.5, 1.0, float("nan")])), min_size=1, max_size=9)
 METHODS = [grpo, dr_grpo, rloo, g2rpo]
@@ -103,3 +103,46 @@ def test_the_simple_methods_equal_their_definitions() -> None:
     torch.testing.assert_close(dr_grpo(rewards), rewards - mean)
     others = torch.stack([torch.cat([rewards[:, :i], rewards[:, i + 1 :]], 1).mean(-1) for i in range(8)], 1)
     torch.testing.assert_close(rloo(rewards), rewards - others)
+
+
+def test_credit_stays_where_the_responses_part() -> None:
+    responses = [[1, 2, 3, 9], [1, 2, 4, 9], [1, 5, 6, 9], [1, 5, 6, 9]]
+    found = along_prefixes([1.0, -1.0, 0.5, -0.5], responses)
+    assert found == [[0, 0, 1, 0], [0, 0, -1, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
+    assert along_prefixes([2.0, -1.0, -1.0], [[7], [8, 3], [8]]) == [[2.0], [-1.0, 0.0], [-1.0]]
+
+
+@given(
+    group=st.lists(
+        st.tuples(st.lists(st.integers(0, 2), min_size=1, max_size=5), st.floats(-2, 2)), min_size=2, max_size=8
+    )
+)
+def test_the_credits_of_a_response_add_up_to_those_that_ended_with_it(group: list[tuple[list[int], float]]) -> None:
+    responses, advantages = [tokens for tokens, _ in group], [value for _, value in group]
+    mean = sum(advantages) / len(advantages)
+    for tokens, row in zip(responses, along_prefixes(advantages, responses), strict=True):
+        through = [a for other, a in zip(responses, advantages, strict=True) if other[: len(tokens)] == tokens]
+        assert sum(row) == pytest.approx(sum(through) / len(through) - mean, abs=1e-9)
+
+
+def test_credit_along_prefixes_has_the_policy_gradients_mean_and_less_noise() -> None:
+    # two tokens of two choices each: the first decides alone, so what the second is blamed for is noise
+    logits = torch.tensor([[0.3, 0.0], [-0.2, 0.1]], dtype=torch.float64, requires_grad=True)
+    generator = torch.Generator().manual_seed(0)
+    gradients: dict[str, list[torch.Tensor]] = {"response": [], "prefix": []}
+    for _ in range(400):
+        choices = torch.multinomial(logits.detach().softmax(-1), 16, replacement=True, generator=generator).T  # [16, 2]
+        rewards = (choices[:, 0] == 0).double()
+        advantages = (rewards - rewards.mean()).tolist()
+        rows = {
+            "response": torch.tensor(advantages, dtype=torch.float64)[:, None].expand(-1, 2),
+            "prefix": torch.tensor(along_prefixes(advantages, choices.tolist()), dtype=torch.float64),
+        }
+        logprobs = logits.log_softmax(-1)[torch.arange(2), choices]
+        for name, credit in rows.items():
+            gradients[name].append(torch.autograd.grad((credit * logprobs).sum() / 16, logits, retain_graph=True)[0])
+    stacked = {name: torch.stack(found) for name, found in gradients.items()}
+    means = {name: found.mean(0) for name, found in stacked.items()}
+    assert means["response"][0, 0] > 0.1
+    torch.testing.assert_close(means["prefix"], means["response"], atol=0.01, rtol=0)  # 400 draws of 16
+    assert float(stacked["prefix"][:, 1].var(0).sum()) < 0.1 * float(stacked["response"][:, 1].var(0).sum())

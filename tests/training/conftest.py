@@ -1,4 +1,5 @@
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -6,13 +7,22 @@ import pyarrow as pa
 import pytest
 
 from sightloom import storage
-from sightloom.config import canonical_json
+from sightloom.config import canonical_json, load
 from sightloom.data.ledger import parquet_bytes
-from sightloom.data.shards.manifest import FORMAT, Manifest, Shard, Totals
+from sightloom.data.shards.manifest import FORMAT, Manifest, Shard, Totals, read_manifest
 from sightloom.data.shards.tarfiles import TarWriter
 from sightloom.demo.corpus.defects import encode
 from sightloom.demo.corpus.painters import sample
+from sightloom.model.chat import Encoder
+from sightloom.model.load import load as load_model
+from sightloom.model.scratch import build_folder
+from sightloom.progress import NullProgress
 from sightloom.records import Conversation, Message, Pair
+from sightloom.training.curriculum import Curriculum
+from sightloom.training.index import corpus_texts, index_for
+from sightloom.training.worker import StageOrder
+
+NANO = Path(__file__).parents[2] / "pipelines" / "curricula" / "nano.yaml"
 
 UNHELPFUL = "I do not know what this is."
 
@@ -97,3 +107,30 @@ def _write_shard(folder: Path, name: str, rows: list[tuple[list[tuple[str, bytes
 def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The address of a small manifest: 150 captioned pictures, 40 with questions, 40 with a preference."""
     return write_shards(tmp_path_factory.mktemp("shards"), 150, 40, num_preferences=40)
+
+
+@pytest.fixture(scope="module")
+def start(shards: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("start") / "model"
+    return build_folder("nano", corpus_texts(read_manifest(shards), 1, 300), folder, seed=1)
+
+
+@pytest.fixture(scope="module")
+def index(shards: str, start: Path) -> Path:
+    encoder = Encoder(load_model(str(start)).processor)
+    return index_for(read_manifest(shards), start, encoder, start.parent, NullProgress())
+
+
+@pytest.fixture
+def order(shards: str, start: Path, index: Path, tmp_path: Path) -> Callable[..., StageOrder]:
+    def make(number: int, folder: str, *overrides: str) -> StageOrder:
+        key = f"stages.{number}"
+        sets = [f"{key}.steps=3", "data.manifest=x", f"{key}.batch.max_tokens=400", f"{key}.batch.window=64"]
+        stage = load(Curriculum, NANO, [*sets, *(f"{key}.{override}" for override in overrides)]).stages[number]
+        return StageOrder(
+            number=number, digest="d" * 64, seed=3, stage=stage, parts=((shards, str(index)),), heldout=0.1,
+            start=str(start), folder=str(tmp_path / folder), store=str(tmp_path / folder / "checkpoints"),
+            checkpoint={"every_steps": 2}, info={"stage": stage.name},
+        )  # fmt: skip
+
+    return make

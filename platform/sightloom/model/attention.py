@@ -1,7 +1,8 @@
 """Attention over packs: many documents in one row of tokens, none of which sees another.
 
 Registered with transformers as `sightloom_flash`; "flash" in the name sends the vision tower down its `cu_seqlens`
-path. Isolation holds by construction, there is no mask to get wrong. With no document boundaries given (generation with
+path. Isolation holds by construction, there is no mask to get wrong: each document's rows are gathered, and documents
+that share their beginning (`Pack.chains`) gather the same rows. With no document boundaries given (generation with
 a cache) it is plain scaled dot-product attention under the caller's mask.
 
 Shapes: H heads, L tokens of the pack, N documents of a bucket, T tokens of its longest, E head width.
@@ -15,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface
+
+from sightloom.model.packs import Chains
 
 NAME: Final = "sightloom_flash"
 
@@ -41,9 +44,12 @@ def packed_attention(
     is_causal: bool | None = None,
     cu_seq_lens_q: torch.Tensor | None = None,
     max_length_q: int | None = None,
+    chains: Chains | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attention [1, H, L, E] → [1, L, H, E] inside the documents bounded by `cu_seq_lens_q` [documents + 1].
+
+    With `chains` these bound pieces, and a document is a chain of them.
 
     Keys and values may have fewer heads (grouped queries). Dropout is refused.
     """
@@ -57,11 +63,16 @@ def packed_attention(
         window = (-1, 0) if causal else (-1, -1)
         longest = int(max_length_q or (cu_seq_lens_q[1:] - cu_seq_lens_q[:-1]).max())
         q, k, v = (states[0].transpose(0, 1) for states in (query, key, value))
-        cu = cu_seq_lens_q.to(torch.int32)
+        cu, order = cu_seq_lens_q.to(torch.int32), None
+        if chains is not None:
+            rows, order = _rows_of(tuple(cu.tolist()), chains)
+            lengths = torch.tensor([0, *map(len, rows)], dtype=torch.int32, device=q.device)
+            cu, gather = lengths.cumsum(0, dtype=torch.int32), torch.cat(rows).to(q.device)
+            q, k, v = (states.index_select(0, gather) for states in (q, k, v))
         gqa = q.shape[1] != k.shape[1]
         out: Any = varlen_attn(q, k, v, cu, cu, longest, longest, scale=scaling, window_size=window, enable_gqa=gqa)
-        return out[None], None
-    return _bucketed(query, key, value, scaling, causal, cu_seq_lens_q), None
+        return (out if order is None else out.index_select(0, order.to(out.device)))[None], None
+    return _bucketed(query, key, value, scaling, causal, cu_seq_lens_q, chains), None
 
 
 @torch.compiler.disable  # its shapes are the documents', which differ in every pack
@@ -72,8 +83,9 @@ def _bucketed(
     scaling: float | None,
     causal: bool,
     boundaries: torch.Tensor,
+    chains: Chains | None,
 ) -> torch.Tensor:
-    buckets = _buckets(tuple(boundaries.tolist()), causal)
+    buckets = _buckets(tuple(boundaries.tolist()), causal, chains)
     if not len(buckets[0].order):
         num, length = buckets[0].shape
         q, k, v = (states[0].unflatten(1, (num, length)).transpose(0, 1) for states in (query, key, value))
@@ -106,9 +118,10 @@ class _Bucket:
 
 
 @lru_cache(maxsize=256)
-def _buckets(boundaries: tuple[int, ...], causal: bool) -> list[_Bucket]:
-    lengths = [end - start for start, end in pairwise(boundaries)]
-    if len(set(lengths)) == 1:
+def _buckets(boundaries: tuple[int, ...], causal: bool, chains: Chains | None) -> list[_Bucket]:
+    rows, _ = _rows_of(boundaries, chains)
+    lengths = [len(row) for row in rows]
+    if chains is None and len(set(lengths)) == 1:
         return [_Bucket((len(lengths), lengths[0]), torch.empty(0))]
     order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
     buckets: list[_Bucket] = []
@@ -121,12 +134,26 @@ def _buckets(boundaries: tuple[int, ...], causal: bool) -> list[_Bucket]:
         members = [index for index in order if lengths[index] >= shortest]
         order = order[len(members) :]
         gather = torch.zeros(len(members), longest, dtype=torch.int64)
-        for row, index in enumerate(members):
-            start, length = boundaries[index], lengths[index]
-            gather[row, :length] = torch.arange(start, start + length)
-            place[start : start + length] = torch.arange(offset + row * longest, offset + row * longest + length)
+        for number, index in enumerate(members):
+            gather[number, : lengths[index]] = rows[index]
+            start = offset + number * longest
+            place[rows[index]] = torch.arange(start, start + lengths[index])  # what is shared is alike in all copies
         buckets.append(_Bucket((len(members), longest), gather.flatten()))
         offset += len(members) * longest
     for bucket in buckets:
         bucket.order = place
     return buckets
+
+
+def _rows_of(boundaries: tuple[int, ...], chains: Chains | None) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """The positions of each document, and for each position of the pack its place when they are laid end to end."""
+    pieces = [torch.arange(start, end) for start, end in pairwise(boundaries)]
+    if chains is None:
+        return pieces, torch.arange(boundaries[-1])
+    rows = [torch.cat([pieces[index] for index in chain]) for chain in chains]
+    order = torch.empty(boundaries[-1], dtype=torch.int64)
+    offset = 0
+    for row in rows:
+        order[row] = torch.arange(offset, offset + len(row))
+        offset += len(row)
+    return rows, order

@@ -97,6 +97,7 @@ class TrainableVLM(nn.Module):
             cu_seq_lens_k=pack.boundaries,
             max_length_q=pack.longest,
             max_length_k=pack.longest,
+            **({} if pack.chains is None else {"chains": pack.chains}),
         ).last_hidden_state[0]
         if blank is not None:
             hidden_LD = hidden_LD + blank

@@ -12,25 +12,38 @@ import torch
 from sightloom.model.chat import Document
 from sightloom.model.positions import rope_positions
 
+Chains = tuple[tuple[int, ...], ...]
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Pack:
-    """Documents laid end to end. Position i predicts token i + 1 where that is labelled and of the same document."""
+    """Documents laid end to end. Position i predicts token i + 1 where that is labelled and of the same document.
+
+    `chains`: where documents share their beginnings, `boundaries` cut the pack into pieces and each document is a chain
+    of pieces, by index; None: each piece is a document.
+    """
 
     input_ids: torch.Tensor  # int64 [1, L]
     position_ids: torch.Tensor  # int64 [4, 1, L]: row 0 restarts with each document, rows 1–3 are M-RoPE
     boundaries: torch.Tensor  # int32 [N + 1]
     longest: int
-    label_positions: torch.Tensor  # int64 [M], rising
+    label_positions: torch.Tensor  # int64 [M], where each label is predicted; rising unless there are chains
     targets: torch.Tensor  # int64 [M]
     label_documents: torch.Tensor  # int64 [M], which document each label is of
     pool_positions: torch.Tensor  # int64 [K], last token of each pooled document
     pixel_values: torch.Tensor | None  # float32 [P, D]
     image_grid_thw: torch.Tensor | None  # int64 [n, 3]
+    chains: Chains | None = None
 
     @property
     def num_documents(self) -> int:
-        return len(self.boundaries) - 1
+        return len(self.boundaries) - 1 if self.chains is None else len(self.chains)
+
+    @property
+    def lengths(self) -> torch.Tensor:
+        """Tokens of each document, int32 [N]; those of shared beginnings count in each."""
+        pieces = self.boundaries[1:] - self.boundaries[:-1]
+        return pieces if self.chains is None else torch.stack([pieces[list(chain)].sum() for chain in self.chains])
 
     @property
     def num_tokens(self) -> int:
@@ -79,6 +92,72 @@ def pack_documents(documents: Sequence[Document], image_token_id: int, merge_siz
         pool_positions=boundaries[1:][pooled].long() - 1,
         pixel_values=torch.cat(pixels) if pixels else None,
         image_grid_thw=torch.cat(grids) if grids else None,
+    )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Branch:
+    """One continuation of a prompt: its tokens int64 [T], and which of them are labels, bool [T]."""
+
+    input_ids: torch.Tensor
+    loss_mask: torch.Tensor
+
+
+def pack_branches(trees: Sequence[tuple[Document, Sequence[Branch]]], image_token_id: int, merge_size: int) -> Pack:
+    """Lay prompts end to end, each once with all its continuations, which do not see one another.
+
+    Values and gradients are those of `pack_documents` on prompt + continuation, for a fraction of the tokens. The
+    documents, and the labels with them, are in the order of the continuations.
+
+    Raises:
+        ValueError: nothing to pack, or something empty.
+    """
+    if not trees or any(not len(prompt) or not branches for prompt, branches in trees):
+        raise ValueError("a pack needs prompts, each with a token and a continuation")
+    pieces: list[torch.Tensor] = []
+    positions: list[torch.Tensor] = []
+    labels: list[torch.Tensor] = []  # where each is predicted
+    targets: list[torch.Tensor] = []
+    counts: list[int] = []
+    chains: list[tuple[int, int]] = []
+    filled, longest = 0, 0
+    for prompt, branches in trees:
+        rope = rope_positions(prompt, image_token_id, merge_size)
+        ahead = len(pieces)
+        pieces.append(prompt.input_ids)
+        positions.append(torch.cat([torch.arange(len(prompt))[None], rope]))
+        filled += len(prompt)
+        end = filled
+        for branch in branches:
+            num = len(branch.input_ids)
+            steps = torch.arange(num)
+            chains.append((ahead, len(pieces)))
+            pieces.append(branch.input_ids)
+            positions.append(torch.cat([(len(prompt) + steps)[None], (rope.max() + 1 + steps).expand(3, -1)]))
+            # the prompt's last token predicts each continuation's first
+            predicted_at = torch.where(steps == 0, end - 1, filled + steps - 1)
+            labels.append(predicted_at[branch.loss_mask])
+            targets.append(branch.input_ids[branch.loss_mask])
+            counts.append(len(targets[-1]))
+            filled += num
+            longest = max(longest, len(prompt) + num)
+    pixels = [prompt.pixel_values for prompt, _ in trees if prompt.pixel_values is not None]
+    grids = [prompt.image_grid_thw for prompt, _ in trees if prompt.image_grid_thw is not None]
+    lengths = [len(piece) for piece in pieces]
+    if min(lengths) == 0:
+        raise ValueError("a continuation without a token")
+    return Pack(
+        input_ids=torch.cat(pieces)[None],
+        position_ids=torch.cat(positions, dim=1)[:, None],
+        boundaries=torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32),
+        longest=longest,
+        label_positions=torch.cat(labels),
+        targets=torch.cat(targets),
+        label_documents=torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts)),
+        pool_positions=torch.zeros(0, dtype=torch.int64),
+        pixel_values=torch.cat(pixels) if pixels else None,
+        image_grid_thw=torch.cat(grids) if grids else None,
+        chains=tuple(chains),
     )
 
 

@@ -5,6 +5,7 @@ statistic and its advantage is 0.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -68,6 +69,33 @@ def g2rpo(
     if recenter:
         values = _centred(values, scored, scored.sum(-1, keepdim=True))
     return values.to(rewards_PG.device, rewards_PG.dtype)
+
+
+def along_prefixes(advantages: Sequence[float], responses: Sequence[Sequence[int]]) -> list[list[float]]:
+    """A group's advantages token by token: what a token changed, seen from the responses that went the same way so far.
+
+    A token gets the mean advantage of the responses that share all tokens up to and with it, less that of those which
+    share all tokens before it. Where every response went on alike, or only one is left, it is 0. Along a response the
+    values add up to the mean advantage of the responses that end as it does; the first tokens' baseline is the group's
+    mean, 0. Responses that go apart late keep the credit where they part (the tree estimators of TreeRL and SPO).
+
+    Args:
+        advantages: one a response.
+        responses: token ids, in the same order.
+    """
+    found = []
+    for response in responses:
+        alive = list(range(len(responses)))
+        before = sum(advantages) / len(advantages)
+        row = []
+        for place, token in enumerate(response):
+            if len(alive) > 1:
+                alive = [i for i in alive if len(responses[i]) > place and responses[i][place] == token]
+            mean = sum(advantages[i] for i in alive) / len(alive)
+            row.append(mean - before)
+            before = mean
+        found.append(row)
+    return found
 
 
 def _quantiles(values_N: torch.Tensor, unit_variance: bool) -> torch.Tensor:

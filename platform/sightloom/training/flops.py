@@ -74,7 +74,7 @@ class FlopCounter:
         """Operations of one pack; `causal: false` counts all pairs of tokens, as kernels without a mask compute."""
         if pack.num_tokens == 2 and not pack.num_labels:  # a blank one: nothing is learnt from it
             return 0.0
-        lengths = (pack.boundaries[1:] - pack.boundaries[:-1]).double()
+        lengths = pack.lengths.double()
         total = self._per["token"] * pack.num_tokens + self._per["label"] * pack.num_labels
         total += self._pairs * float((lengths * lengths).sum()) * (1 if causal else 2)
         pooled = len(pack.pool_positions)

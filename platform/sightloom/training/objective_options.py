@@ -43,9 +43,11 @@ class Advantage(Frozen):
     """How rewards become advantages (training.md §6); the switches are those of g2rpo.
 
     `scope: group+task` ranks the values of all of a task's groups of the step once more, as the paper's code does;
-    `recenter` then takes each group's mean away again.
+    `recenter` then takes each group's mean away again. `credit`: `response` gives all its tokens the response's
+    advantage; `prefix` gives a token the difference that it made among the responses with the same tokens before it.
     """
 
+    credit: Literal["response", "prefix"] = "response"
     name: Literal["g2rpo", "grpo", "dr_grpo", "rloo"] = "g2rpo"
     scope: Literal["group", "group+task"] = "group"
     recenter: bool = False
@@ -146,6 +148,12 @@ class RlObjective(Frozen):
     rewards: Rewards = Rewards()
     length: dict[str, tuple[int, int, int, int]] = Field(default_factory=lambda: {"default": (0, 8, 64, 96)})
     rollout: RolloutOptions = RolloutOptions()
+
+    @model_validator(mode="after")
+    def _credit_fits(self) -> "RlObjective":
+        if self.advantage.credit == "prefix" and self.loss.name == "gspo":
+            raise ValueError("advantage.credit prefix is one value a token, loss gspo takes one a response")
+        return self
 
     @field_validator("length")
     @classmethod

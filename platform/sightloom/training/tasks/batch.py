@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from sightloom.model.chat import Document, Encoder
-from sightloom.model.packs import Pack, pack_documents
+from sightloom.model.packs import Branch, Pack, pack_branches, pack_documents
 from sightloom.training.corpus import Picked
 from sightloom.training.index import without_reasoning
 
@@ -50,6 +50,13 @@ class Packer:
         """One pack; without a document a blank one, two tokens that nothing is learnt from."""
         blank = Document(torch.zeros(2, dtype=torch.int64), torch.zeros(2, dtype=torch.bool))
         pack = pack_documents(list(documents) or [blank], self._image_token_id, self._merge_size)
+        return pack if self.device == "cpu" else pack.to(self.device)
+
+    def pack_trees(self, trees: Sequence[tuple[Document, Sequence[Branch]]]) -> Pack:
+        """One pack of prompts with their continuations; without any a blank one."""
+        if not trees:
+            return self.pack([])
+        pack = pack_branches(trees, self._image_token_id, self._merge_size)
         return pack if self.device == "cpu" else pack.to(self.device)
 
     def render(self, picked: Picked, turns: str, thinking: bool | None) -> Document:

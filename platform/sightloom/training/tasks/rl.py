@@ -15,7 +15,8 @@ from sightloom.errors import SightloomError
 from sightloom.model.chat import Document
 from sightloom.model.heads import TrainableVLM
 from sightloom.model.load import VLM, load
-from sightloom.model.packs import Pack
+from sightloom.model.packs import Branch, Pack
+from sightloom.objectives.advantages import along_prefixes
 from sightloom.objectives.kl import ESTIMATORS
 from sightloom.objectives.policy import (
     TokenLoss,
@@ -194,43 +195,49 @@ class Rl:
         self._rollouts.close()
 
     def _build(self, members: Sequence[tuple[Group, int]]) -> PolicyBatch:
-        documents, advantages, logprobs, bands = [], [], [], []
+        trees: list[tuple[Document, list[Branch]]] = []
+        advantages, logprobs, bands = [], [], []
+        by_token: list[list[float]] = []
         for group, index in members:
             generation = group.responses[index].generation
             chosen = torch.tensor([not forced for forced in generation.forced], dtype=torch.bool)
-            documents.append(
-                Document(
-                    torch.cat([group.prompt.input_ids, torch.tensor(generation.token_ids, dtype=torch.int64)]),
-                    torch.cat([torch.zeros(len(group.prompt), dtype=torch.bool), chosen]),
-                    group.prompt.pixel_values,
-                    group.prompt.image_grid_thw,
-                )
-            )
+            if not trees or trees[-1][0] is not group.prompt:
+                trees.append((group.prompt, []))
+                by_token = self._by_token(group)
+            trees[-1][1].append(Branch(torch.tensor(generation.token_ids, dtype=torch.int64), chosen))
             logprobs.append(torch.tensor(generation.logprobs, dtype=torch.float32)[chosen])
-            num = int(chosen.sum())
-            advantages.append(torch.full((num,), group.advantages[index]))
-            bands.append(torch.full((num,), self._bands.index(group.task)))
+            advantages.append(torch.tensor(by_token[index], dtype=torch.float32)[chosen])
+            bands.append(torch.full((int(chosen.sum()),), self._bands.index(group.task)))
         empty = [torch.zeros(0)]
         device = self._packer.device
         return PolicyBatch(
-            self._packer.pack(documents),
+            self._packer.pack_trees(trees),
             torch.cat(advantages or empty).to(device),
             torch.cat(logprobs or empty).to(device),
             torch.cat(bands or [torch.zeros(0, dtype=torch.int64)]).to(device),
             len(members),
         )
 
+    def _by_token(self, group: Group) -> list[list[float]]:
+        """The advantage of each token of each of a group's responses."""
+        tokens = [response.generation.token_ids for response in group.responses]
+        if self._options.advantage.credit == "prefix":
+            return along_prefixes(group.advantages, tokens)
+        return [[advantage] * len(ids) for advantage, ids in zip(group.advantages, tokens, strict=True)]
+
 
 def _bins(groups: list[Group], max_tokens: int) -> list[list[tuple[Group, int]]]:
-    """Responses in order, cut where a bin is full; a response that is longer alone has a bin of its own."""
+    """Responses, cut where a bin is full; a bin holds a prompt once. What is too long alone has its own bin."""
     bins: list[list[tuple[Group, int]]] = []
-    filled = max_tokens
+    filled = 0
     for group in groups:
         for index, response in enumerate(group.responses):
-            length = len(group.prompt) + response.generation.num_tokens
-            if filled + length > max_tokens or not bins:
+            length = response.generation.num_tokens
+            if not bins or bins[-1][-1][0] is not group:
+                length += len(group.prompt)
+            if not bins or filled + length > max_tokens:
                 bins.append([])
-                filled = 0
+                filled, length = 0, len(group.prompt) + response.generation.num_tokens
             bins[-1].append((group, index))
             filled += length
     return bins
