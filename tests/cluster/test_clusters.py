@@ -83,6 +83,9 @@ def test_a_reason_is_the_errors_last_line_without_the_stack() -> None:
     message = 'Failed: Traceback\nTraceback (most recent call last):\n  File "a.py", line 3, in f\nOSError: no host\n'
     found = job("FAILED", "RUNTIME_ENV_SETUP_FAILURE", message=message)
     assert found.reason == "its environment could not be set up: OSError: no host"
+    message = "Job failed:\nerror: secret X: this node does not set the variable\n       set it where Ray is started\n"
+    found = job("FAILED", "JOB_ENTRYPOINT_COMMAND_ERROR", 2, message)
+    assert found.reason == "exit code 2: error: secret X: this node does not set the variable"
 
 
 class DyingNode(JobsApi):

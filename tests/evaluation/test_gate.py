@@ -64,6 +64,13 @@ def test_equal_answers_pass_the_margin_but_show_no_improvement() -> None:
         assert "no improvement" in found.reasons[0]
 
 
+def test_an_improvement_that_no_domain_could_show_is_a_mistake_in_the_gate() -> None:
+    overall = {"metric": "accuracy", "floor": 0, "margin": 1, "min_n": 1}
+    asked = GateRules.model_validate({"suites": "x.yaml", "domains": {"overall": overall}})
+    with pytest.raises(UserMistake, match="the gate has none but overall"):
+        decide(rows(10, 5), rows(10, 5), asked)
+
+
 def test_a_domain_that_does_not_block_is_told_but_does_not_stop() -> None:
     found = decide(rows(200, 20), None, rules(blocking=False))
     assert found.outcome == "passed"

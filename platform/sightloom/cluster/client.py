@@ -18,6 +18,7 @@ ENDED: Final = ("SUCCEEDED", "FAILED", "STOPPED")
 TRY_AGAIN: Final = 75  # EX_TEMPFAIL: a program that says so wants to be started again
 _KILLED: Final = (-9, -15, 137, 143)
 _TIMEOUT: Final = httpx.Timeout(60, connect=10)
+_HINTED: Final = 3
 _FRAME: Final = re.compile(r'^\s*(File ".*", line \d+|Traceback \(|\^|~|During handling|The above exception)')
 
 
@@ -219,4 +220,5 @@ def _reason(job: Job) -> str:
 
 def _last_words(text: str) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip() and not _FRAME.match(line)]
-    return lines[-1][:500] if lines else "it gives no reason"
+    told = [line for line in lines[-_HINTED:] if line.startswith("error: ")]  # ours is followed by what to do
+    return (told or lines)[-1][:500] if lines else "it gives no reason"

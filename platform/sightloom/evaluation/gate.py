@@ -242,6 +242,12 @@ def _missing_improvement(rows: Sequence[Row], pairs: Pairs | None, rules: GateRu
         raise UserMistake(f"improvement.of names '{unknown[0]}', which is not among the gate's domains")
     if wanted.require == "mean":
         return _mean_improvement(names, rows, pairs, rules)
+    if not names:
+        raise UserMistake(
+            f"improvement.require: {wanted.require} asks for a domain that improves, and the gate has none but "
+            f"{', '.join(rules.domains)}",
+            "name domains, or write improvement: {require: none}",
+        )
     # Any of k domains may show it, so each must do so at the k-th part of the error (Bonferroni).
     confidence = 1 - (1 - rules.statistics.confidence) / len(names)
     best = ""
