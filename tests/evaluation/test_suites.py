@@ -3,6 +3,7 @@ import json
 from pathlib import Path
 
 import pytest
+from tests.training.conftest import write_shards
 
 from sightloom.config import load, validate
 from sightloom.data.shards.heldout import is_heldout
@@ -10,6 +11,7 @@ from sightloom.errors import UserMistake
 from sightloom.evaluation.examples import suite_digest
 from sightloom.evaluation.jsonl import from_jsonl
 from sightloom.evaluation.suites import Suite, from_manifest, read_suite
+from sightloom.records import CAPTION_PROMPT
 
 from .conftest import png
 
@@ -44,6 +46,18 @@ def test_an_expression_over_the_shard_table_chooses(shards: Path) -> None:
         from_manifest(str(shards), 1.0, where="domian == 'art'")
     with pytest.raises(UserMistake, match="no held-out question"):
         from_manifest(str(shards), 1.0, where="width > 1000")
+
+
+def test_heldout_pairs_are_pictures_to_describe_with_their_caption_as_the_reference(tmp_path: Path) -> None:
+    manifest = write_shards(tmp_path / "shards", 40, 3)
+    examples = from_manifest(manifest, 0.5, per_domain=2, captions=True)
+    assert 4 <= len(examples) < 40 and {example.kind for example in examples} == {"caption"}
+    for example in examples:
+        assert example.question == CAPTION_PROMPT and example.conversation.has_image and example.image is not None
+        assert len(str(example.answer.value)) > 10 and not example.needs_steps
+        assert is_heldout(example.image_sha256, 0.5)
+    with pytest.raises(UserMistake, match="no held-out pair"):
+        from_manifest(write_shards(tmp_path / "questions", 0, 3), 1.0, captions=True)
 
 
 def write(folder: Path, *lines: object) -> str:

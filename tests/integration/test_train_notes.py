@@ -15,6 +15,7 @@ from sightloom.config import load
 from sightloom.data.shards.manifest import read_manifest
 from sightloom.errors import UserMistake
 from sightloom.progress import NullProgress
+from sightloom.records import CAPTION_PROMPT
 from sightloom.registry import Registry
 from sightloom.tracking import MlflowTracker
 from sightloom.training.curriculum import Curriculum
@@ -94,12 +95,21 @@ def test_the_curves_tell_speed_use_and_each_domain(done: TrainResult, uri: str) 
 def test_sample_predictions_lie_with_their_pictures_in_a_table_and_on_a_page(
     done: TrainResult, uri: str, tmp_path: Path
 ) -> None:
-    client, run_id = MlflowClient(uri), done.stages[1].run_id
+    client = MlflowClient(uri)
+    for stage, kind in zip(done.stages, ("caption", "question"), strict=True):
+        _check_samples(client, stage.run_id, kind, tmp_path / kind)
+    metrics = client.get_run(done.stages[0].run_id).data.metrics
+    assert metrics["eval/all/cider"] >= 0 and not [name for name in metrics if name.endswith("/accuracy")]
+
+
+def _check_samples(client: MlflowClient, run_id: str, kind: str, tmp_path: Path) -> None:
+    tmp_path.mkdir()
     (logged,) = json.loads(client.get_run(run_id).data.tags["mlflow.loggedArtifacts"])
     assert logged == {"path": "predictions/predictions.json", "type": "table"}
     table = json.loads(Path(client.download_artifacts(run_id, logged["path"], str(tmp_path))).read_text())
     rows = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
     assert 4 <= len(rows) <= 64 and len({row["domain"] for row in rows[:5]}) == min(5, len({r["domain"] for r in rows}))
+    assert all((row["question"] == CAPTION_PROMPT) == (kind == "caption") for row in rows)
     picture = client.download_artifacts(run_id, rows[0]["picture"]["filepath"], str(tmp_path))
     with Image.open(picture) as opened:
         assert opened.width > 16

@@ -20,7 +20,7 @@ from sightloom.evaluation.examples import Example
 from sightloom.evaluation.jsonl import from_jsonl, from_objects
 from sightloom.evaluation.objects import Negatives
 from sightloom.evaluation.result import Decoding, Load, Statistics
-from sightloom.records import Conversation
+from sightloom.records import Answer, Conversation
 
 _COLUMNS = (
     "uid", "offset", "size", "kind", "domain", "task", "sha256", "answer_kind", "reasoning_chars", "shard",
@@ -144,24 +144,36 @@ def _read(
 
 
 def from_manifest(
-    manifest_uri: str, heldout: float, where: str = "", per_domain: int = 100, seed: int = 17, suite: str = "heldout"
+    manifest_uri: str,
+    heldout: float,
+    where: str = "",
+    per_domain: int = 100,
+    seed: int = 17,
+    suite: str = "heldout",
+    captions: bool = False,
 ) -> list[Example]:
     """Questions over held-out pictures, at most `per_domain` of each domain, drawn by a keyed hash of their uid.
 
+    With `captions` the held-out pairs instead: pictures to describe, whose captions are the references.
+
     Raises:
-        UserMistake: no manifest there, an expression that does not compile, or no question left.
+        UserMistake: no manifest there, an expression that does not compile, or nothing left to ask.
     """
     manifest = read_manifest(manifest_uri)
     table = read_table(manifest, None if where else _COLUMNS)
-    mask = pc.and_(pc.equal(table.column("kind"), "conversation"), pc.is_valid(table.column("answer_kind")))
+    kinds = table.column("kind")
+    mask = pc.and_(pc.equal(kinds, "conversation"), pc.is_valid(table.column("answer_kind")))
+    if captions:
+        mask = pc.equal(kinds, "pair")
     mask = pc.and_(mask, pa.array(heldout_mask(table, heldout)))
     if where:
         mask = pc.and_(mask, compile_expression(where, table.column_names).mask(table))
     rows = table.filter(mask).select(_COLUMNS).to_pylist()
     if not rows:
         raise UserMistake(
-            f"no held-out question in '{manifest_uri}' (held out: {heldout:g} of the pictures; {where or 'all rows'})",
-            "the shards need conversations with an `answer`",
+            f"no held-out {'pair' if captions else 'question'} in '{manifest_uri}' "
+            f"(held out: {heldout:g} of the pictures; {where or 'all rows'})",
+            "the shards need pictures with captions" if captions else "the shards need conversations with an `answer`",
         )
     rows.sort(key=lambda row: hashlib.sha256(b"%d:" % seed + row["uid"]).digest())
     taken: Counter[str] = Counter()
@@ -173,15 +185,24 @@ def from_manifest(
             continue
         sample = reader.read(row["shard"], row["offset"], row["size"])
         asked = sample.conversation
-        assert asked.answer is not None  # answer_kind says so
-        group = row["sha256"] or sample.uid
-        needs_steps = (row["reasoning_chars"] or 0) > 0
-        prompt = Conversation(sample.uid, "conversation", asked.task, asked.domain, asked.prompt(), asked.answer)
+        answer = Answer("text", sample.text or "") if captions else asked.answer
+        assert answer is not None  # answer_kind says so
+        task = "caption" if captions else row["task"]
+        prompt = Conversation(sample.uid, "conversation", asked.task, asked.domain, asked.prompt(), answer)
         if sample.image is not None:
             prompt = prompt.with_image()
         examples.append(
             Example(
-                sample.uid, suite, row["domain"], row["task"], sample.image, prompt, asked.answer, group, needs_steps
+                id=sample.uid,
+                suite=suite,
+                domain=row["domain"],
+                task=task,
+                image=sample.image,
+                conversation=prompt,
+                answer=answer,
+                group=row["sha256"] or sample.uid,
+                needs_steps=not captions and (row["reasoning_chars"] or 0) > 0,
+                caption=captions,
             )
         )
     reader.close()

@@ -147,15 +147,25 @@ class StageDriver:
         init = {**self._start.metrics, **trained["init"]}
         rules = self._stage.promote_if
         if self._stage.answers:
-            previews = self._folder / "previews"
-            metrics |= examiner.ask(vlm, self._stage, self._rows(self._folder), previews)
-            notes.previews(previews)
+            metrics |= self._previewed(examiner, vlm, notes)
             if needs_pairs(rules) and not storage.exists(str(self._rows(self._start.folder.parent) / _ROWS)):
                 init |= examiner.ask(self._loaded_start(), self._stage, self._rows(self._folder, "start-"))
             elif missing_at_init(rules, init):
                 init = {**examiner.ask(self._loaded_start(), self._stage), **init}
+        elif self._stage.objective.kind == "align":
+            metrics |= self._previewed(examiner, vlm, notes)
         storage.write(str(done), canonical_json({"metrics": metrics, "init": init}))
         return metrics, init
+
+    def _previewed(self, examiner: Examiner, vlm: VLM, notes: Notes) -> dict[str, float]:
+        """Metrics of the export's answers, of which samples are noted with their pictures."""
+        previews = self._folder / "previews"
+        rows = (
+            self._rows(self._folder) if self._stage.answers else None
+        )  # a later stage's answers compare with no caption
+        metrics = examiner.ask(vlm, self._stage, rows, previews)
+        notes.previews(previews)
+        return metrics
 
     def _rows(self, folder: Path, of: str = "") -> Path:
         """Where the answers to this stage's questions, asked in its way, lie in a stage's folder."""
