@@ -25,7 +25,7 @@ MODEL, BATCH = "ViT-B-32", 64
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--urls", type=int, default=384)
+    parser.add_argument("--urls", type=int, default=768)
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--cores", type=int, default=len(os.sched_getaffinity(0)))
     args = parser.parse_args()
