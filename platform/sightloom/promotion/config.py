@@ -7,6 +7,7 @@ from pydantic import Field
 from sightloom.config import Frozen
 from sightloom.serving.config import EndpointConfig
 from sightloom.serving.engines.settings import EngineSettings, TransformersSettings
+from sightloom.serving.ports import address_of
 
 
 class HttpConfig(Frozen):
@@ -20,7 +21,7 @@ class HttpConfig(Frozen):
         """Where a client reaches it; empty where it listens on every address of its node."""
         if self.host in ("", "0.0.0.0", "::"):
             return ""
-        return f"http://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
+        return address_of(self.host, self.port)
 
 
 class ManagerConfig(Frozen):
