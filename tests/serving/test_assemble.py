@@ -8,8 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from sightloom.model.chat import THINK_CLOSE, THINK_OPEN
-from sightloom.model.thinking import parse_response
+from sightloom.model.thinking import THINK_CLOSE, THINK_OPEN, parse_response
 from sightloom.serving.assemble import Border
 from sightloom.serving.engines.base import Thinking
 from sightloom.serving.engines.split import Splitter, ThinkTokens

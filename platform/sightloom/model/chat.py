@@ -12,13 +12,12 @@ import torch
 from PIL import Image
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
+from sightloom.model.thinking import THINK_CLOSE, THINK_OPEN
 from sightloom.records import Conversation, Message
 
 IMAGE_PAD: Final = "<|image_pad|>"
 IMAGE_PART: Final = f"<|vision_start|>{IMAGE_PAD}<|vision_end|>"
 TURN_END: Final = "<|im_end|>"
-THINK_OPEN: Final = "<think>"
-THINK_CLOSE: Final = "</think>"
 
 # `generation` marks what the model must write. The mode (enable_thinking) is a matter of the last answer only.
 CHAT_TEMPLATE: Final = """\

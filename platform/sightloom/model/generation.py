@@ -15,10 +15,11 @@ import torch
 from PIL import Image
 
 from sightloom.model.cache import GrowingCache
-from sightloom.model.chat import THINK_CLOSE, THINK_OPEN, Document
+from sightloom.model.chat import Document
 from sightloom.model.load import VLM
 from sightloom.model.positions import rope_positions
 from sightloom.model.sampling import Sampler, Sampling, never_written
+from sightloom.model.thinking import THINK_CLOSE, THINK_OPEN
 
 Finish = Literal["stop", "length", "cancelled"]
 COMPACT_BELOW: Final = 0.75  # share of rows still running at which the others are cut away

@@ -5,10 +5,13 @@ The thinking budget is part of generation itself (`GenerationRequest.thinking_bu
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-from sightloom.model.generation import Generation, GenerationRequest, Generator
 from sightloom.model.thinking import Parsed, parse_response
 from sightloom.objectives.rewards.choice import normalised
+
+if TYPE_CHECKING:  # a router counts votes, and loads no torch
+    from sightloom.model.generation import Generation, GenerationRequest, Generator
 
 VOTE_TEMPERATURE = 0.7
 
@@ -45,8 +48,8 @@ def majority(answers: Sequence[Parsed], scores: Sequence[float], same: Callable[
 
 
 def self_consistent(
-    generator: Generator, request: GenerationRequest, thinking_opened: bool, num_samples: int
-) -> tuple[Generation, Vote]:
+    generator: "Generator", request: "GenerationRequest", thinking_opened: bool, num_samples: int
+) -> "tuple[Generation, Vote]":
     """Sample one request several times, with seeds of its own, and return the majority's best sample.
 
     A request of temperature 0 is sampled at 0.7.
@@ -59,7 +62,7 @@ def self_consistent(
     return samples[vote.index], vote
 
 
-def mean_logprob(generation: Generation) -> float:
+def mean_logprob(generation: "Generation") -> float:
     """Mean log-probability of the tokens that were chosen, not forced; −inf if none was."""
     chosen = [value for value, forced in zip(generation.logprobs, generation.forced, strict=True) if not forced]
     return sum(chosen) / len(chosen) if chosen else float("-inf")

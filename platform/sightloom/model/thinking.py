@@ -8,8 +8,8 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
-from sightloom.model.chat import THINK_CLOSE, THINK_OPEN
-
+THINK_OPEN: Final = "<think>"
+THINK_CLOSE: Final = "</think>"
 _MARKS: Final = re.compile(f"({re.escape(THINK_OPEN)}|{re.escape(THINK_CLOSE)})")
 
 

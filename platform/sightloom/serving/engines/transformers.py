@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Final
 
 from sightloom.errors import SightloomError
-from sightloom.model.chat import THINK_CLOSE, THINK_OPEN, Document
+from sightloom.model.chat import Document
 from sightloom.model.generation import Constraint, GenerationRequest, Generator
 from sightloom.model.load import load
+from sightloom.model.thinking import THINK_CLOSE, THINK_OPEN
 from sightloom.serving.engines.base import (
     Delta,
     EngineInfo,

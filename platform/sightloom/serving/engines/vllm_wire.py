@@ -16,7 +16,7 @@ from typing import Any, Final
 from tokenizers import Tokenizer
 
 from sightloom.errors import UserMistake
-from sightloom.model.chat import THINK_CLOSE, THINK_OPEN
+from sightloom.model.thinking import THINK_CLOSE, THINK_OPEN
 from sightloom.serving.engines.base import Delta, EngineRequest, Finish, PromptUsage, Timing
 from sightloom.serving.engines.split import Splitter, ThinkTokens
 from sightloom.serving.errors import ApiError, engine_died
