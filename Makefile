@@ -51,7 +51,7 @@ readers: .venv/.dev ## the environment of other people's readers and makers (img
 	$(BIN)/python tests/environments.py readers
 
 clients: .venv/.dev ## the environment of other people's clients (LangChain, lmms-eval), in .tools/clients
-	$(BIN)/python tests/readers/environment.py clients
+	$(BIN)/python tests/environments.py clients
 
 vllm: .tools/vllm/.made ## vLLM for machines without a GPU, in .tools/vllm (with one: `uv pip install -e .[vllm]`)
 

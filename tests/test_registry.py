@@ -109,13 +109,6 @@ def test_aliases_move_and_unknown_references_say_what_there_is(registry: Registr
         registry.resolve("nobody@champion")
 
 
-def test_metrics_stand_at_the_version(registry: Registry, run_id: str, tmp_path: Path) -> None:
-    version = registry.register("measured", export(tmp_path / "export"), run_id)
-    registry.log_metrics(version, run_id, {"eval/ui/accuracy": 0.5})
-    model = registry._client.get_logged_model(version.model_id)
-    assert [(metric.key, metric.value) for metric in model.metrics] == [("eval/ui/accuracy", 0.5)]
-
-
 @pytest.fixture
 def server_uri(tmp_path: Path) -> Iterator[str]:
     with socket.socket() as probe:

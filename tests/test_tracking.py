@@ -60,6 +60,17 @@ def test_a_resumed_run_writes_no_step_twice(tracker: MlflowTracker) -> None:
     assert client(tracker.uri).get_run(run).info.status == "FINISHED"
 
 
+def test_a_models_metrics_are_the_runs_too_once(tracker: MlflowTracker) -> None:
+    run = tracker.start_run("model")
+    store = client(tracker.uri)
+    model = store.create_logged_model(store.get_run(run).info.experiment_id, "measured", run)
+    tracker.log_metrics(run, {"eval/ui/accuracy": 0.5}, 40, model.model_id)
+    tracker.end_run(run)
+    assert [(point.step, point.value) for point in store.get_metric_history(run, "eval/ui/accuracy")] == [(40, 0.5)]
+    kept = store.get_logged_model(model.model_id).metrics
+    assert [(metric.key, metric.value, metric.step) for metric in kept or ()] == [("eval/ui/accuracy", 0.5, 40)]
+
+
 def test_the_same_parameter_again_is_fine_and_another_value_is_an_error(tracker: MlflowTracker) -> None:
     run = tracker.start_run("params", params={"lr": "1"})
     tracker.log_params(run, {"lr": "1", **{f"key.{n}": "v" for n in range(150)}, "long": "x" * 7000})

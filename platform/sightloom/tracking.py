@@ -52,8 +52,8 @@ class Tracker(Protocol):
     def resume_run(self, run_id: str) -> None:
         """Set a run back to running; points up to its last logged step of a key are not written twice."""
 
-    def log_metrics(self, run_id: str, metrics: Mapping[str, float], step: int) -> None:
-        """Keep one value a key at `step`."""
+    def log_metrics(self, run_id: str, metrics: Mapping[str, float], step: int, model_id: str = "") -> None:
+        """Keep one value a key at `step`; with the id of a LoggedModel they are that model's, too."""
 
     def log_params(self, run_id: str, params: Mapping[str, str]) -> None:
         """Keep parameters; the same value again is fine, another one is an error."""
@@ -87,7 +87,7 @@ class NullTracker:
     def resume_run(self, run_id: str) -> None:
         """Nothing to do."""
 
-    def log_metrics(self, run_id: str, metrics: Mapping[str, float], step: int) -> None:
+    def log_metrics(self, run_id: str, metrics: Mapping[str, float], step: int, model_id: str = "") -> None:
         """Nothing to do."""
 
     def log_params(self, run_id: str, params: Mapping[str, str]) -> None:
@@ -166,7 +166,7 @@ class MlflowTracker:
             for key in keys
         }
 
-    def log_metrics(self, run_id: str, metrics: Mapping[str, float], step: int) -> None:
+    def log_metrics(self, run_id: str, metrics: Mapping[str, float], step: int, model_id: str = "") -> None:
         """Gather the values; they are sent every few seconds, at 500 points, by `flush` and by `end_run`."""
         now_ms = int(time.time() * 1000)
         seen = self._last_step.get(run_id, {})
@@ -175,7 +175,7 @@ class MlflowTracker:
             if step <= seen.get(key, -1):
                 self.repeated_points += 1
             else:
-                points.append(Metric(key, float(value), now_ms, step))
+                points.append(Metric(key, float(value), now_ms, step, model_id=model_id or None))
         if len(points) >= _FLUSH_POINTS or time.monotonic() >= self._next_flush:
             self.flush()
 

@@ -41,8 +41,8 @@ class KillsAWorker(MlflowTracker):
 
     killed = 0
 
-    def log_metrics(self, run_id: str, metrics: Mapping[str, float], step: int) -> None:
-        super().log_metrics(run_id, metrics, step)
+    def log_metrics(self, run_id: str, metrics: Mapping[str, float], step: int, model_id: str = "") -> None:
+        super().log_metrics(run_id, metrics, step, model_id)
         if not self.killed and "speed/steps_per_s" in metrics:
             self.killed = _our_worker()
             os.kill(self.killed, signal.SIGKILL)
@@ -81,9 +81,10 @@ def test_a_killed_worker_costs_no_stage_and_a_second_run_does_nothing(
     assert [run.info.status for run in runs] == ["FINISHED"] * 3
     assert {run.data.tags["mlflow.parentRunId"] for run in runs[1:]} == {result.run_id}
     assert "system/node_0/cpu_utilization_percentage" in runs[1].data.metrics
-    for key in ("train/caption_loss", "train/grad_norm"):
+    for key in runs[1].data.metrics:
         steps = [point.step for point in client.get_metric_history(result.stages[0].run_id, key)]
-        assert steps == sorted(set(steps)) and steps[-1] == 6
+        assert steps == sorted(set(steps)), key
+        assert steps[-1] == 6 or key.startswith(("system/", "checkpoint/")), key
 
     began = time.monotonic()
     again = train(options, str(tmp_path / "out"), NullProgress(), MlflowTracker(mlflow_uri, "killed"))
@@ -160,13 +161,13 @@ class LosesItsServer(MlflowTracker):
 
     server: Server | None = None
 
-    def log_metrics(self, run_id: str, metrics: Mapping[str, float], step: int) -> None:
+    def log_metrics(self, run_id: str, metrics: Mapping[str, float], step: int, model_id: str = "") -> None:
         if self.server is not None and "speed/steps_per_s" in metrics:
             server, self.server = self.server, None
             server.down()
             self.back = threading.Timer(6, server.up)
             self.back.start()
-        super().log_metrics(run_id, metrics, step)
+        super().log_metrics(run_id, metrics, step, model_id)
 
 
 @pytest.mark.long

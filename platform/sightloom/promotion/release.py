@@ -116,7 +116,7 @@ def gather(
     baseline = None
     if reference != "none":
         baseline = exam.measured(asker, registry.resolve(reference), progress)
-    return replace(record(registry, version, exam, candidate, baseline, tracker, asker.words), seen=state)
+    return replace(record(version, exam, candidate, baseline, tracker, asker.words), seen=state)
 
 
 def examine(
@@ -156,7 +156,6 @@ def examine(
 
 
 def record(
-    registry: Registry,
     version: Version,
     exam: Exam,
     candidate: Result,
@@ -178,8 +177,7 @@ def record(
         Path(folder, "report.html").write_bytes(page)
         save(candidate, folder)
         tracker.log_file(run_id, Path(folder))
-    if tracker.uri:
-        registry.log_metrics(version, run_id, candidate.metrics())
+    tracker.log_metrics(run_id, candidate.metrics(), 0, version.model_id)
     tracker.end_run(run_id)
     return Evidence(candidate, baseline, decision, run_id, hashlib.sha256(page).hexdigest())
 

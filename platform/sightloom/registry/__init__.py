@@ -18,7 +18,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.tracking import MlflowClient
@@ -153,13 +152,6 @@ class Registry:
             self._insist(
                 f"tag {key}", self._client.set_model_version_tag, version.name, str(version.version), key, value
             )
-
-    def log_metrics(self, version: Version, run_id: str, metrics: Mapping[str, float]) -> None:
-        """Keep metrics of a run at the version as well, where MLflow's model page shows them."""
-        now_ms = int(time.time() * 1000)
-        points = [Metric(key, value, now_ms, 0, model_id=version.model_id) for key, value in metrics.items()]
-        with self._explained(f"metrics of {version.reference}"):
-            self._client.log_batch(run_id, metrics=points, synchronous=True)
 
     def run_file(self, run_id: str, name: str, folder: Path) -> Path:
         """Bring one file of a run into a local folder."""

@@ -1,10 +1,8 @@
-"""An export as MLflow's LoggedModel: which run made it of what, how it measured; the weights stay where they are."""
+"""An export as MLflow's LoggedModel: which run made it of what; the weights stay where they are."""
 
-import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
@@ -12,15 +10,12 @@ from sightloom.errors import SightloomError
 from sightloom.registry.files import MANIFEST
 
 
-def record_export(
-    uri: str, name: str, folder: Path, run_id: str, tags: Mapping[str, str], metrics: Mapping[str, float], step: int
-) -> str:
+def record_export(uri: str, name: str, folder: Path, run_id: str, tags: Mapping[str, str]) -> str:
     """Make the LoggedModel of an exported folder and return its id; its artifact is the folder's manifest alone.
 
     Args:
         uri: `sqlite:///path` or a server's address.
         tags: the model's digest, its parents, where its folder lies.
-        metrics: kept with the model's id, so that MLflow's model page shows them.
 
     Raises:
         SightloomError: MLflow did not take it.
@@ -31,9 +26,6 @@ def record_export(
         model = client.create_logged_model(experiment, name, run_id, tags=dict(tags), model_type="vlm")
         client.log_model_artifact(model.model_id, str(folder / MANIFEST))
         client.finalize_logged_model(model.model_id, "READY")
-        now_ms = int(time.time() * 1000)
-        points = [Metric(key, value, now_ms, step, model_id=model.model_id) for key, value in metrics.items()]
-        client.log_batch(run_id, metrics=points, synchronous=True)
     except (MlflowException, OSError) as error:
         raise SightloomError(f"the lineage of {name} was not taken by MLflow at {uri}: {error}") from error
     return str(model.model_id)

@@ -92,23 +92,27 @@ class Notes:
     def model(
         self, name: str, folder: Path, tags: Mapping[str, str], metrics: Mapping[str, float], step: int, register: bool
     ) -> str | None:
-        """The promoted model's lineage; with `register` it becomes a version, whose reference is returned.
+        """The promoted model's lineage, and its metrics, which are the run's at `step`, too.
+
+        With `register` it becomes a version, whose reference is returned.
 
         Raises:
             SightloomError: it is to be registered, and MLflow did not take it.
         """
-        if not self._tracker.uri:
-            if register:
-                raise SightloomError("register: true needs an MLflow store", "set tracking.uri")
-            return None
+        if register and not self._tracker.uri:
+            raise SightloomError("register: true needs an MLflow store", "set tracking.uri")
+        model_id, reference = "", None
         self._tracker.flush()
-        if register:
-            registry = Registry(self._tracker.uri)
-            version = registry.register(name, folder, self.run_id, tags)
-            registry.log_metrics(version, self.run_id, metrics)
-            return version.reference
         try:
-            record_export(self._tracker.uri, name, folder, self.run_id, tags, metrics, step)
-        except SightloomError as error:  # the model is there all the same
-            _log.warning("%s", error.message)
-        return None
+            if register:
+                version = Registry(self._tracker.uri).register(name, folder, self.run_id, tags)
+                model_id, reference = version.model_id, version.reference
+            elif self._tracker.uri:
+                model_id = record_export(self._tracker.uri, name, folder, self.run_id, tags)
+        except SightloomError as error:
+            if register:
+                raise
+            _log.warning("%s", error.message)  # the model is there all the same
+        finally:
+            self._tracker.log_metrics(self.run_id, metrics, step, model_id)
+        return reference

@@ -99,7 +99,7 @@ class StageDriver:
                     report, init=kept.init, trained_on=kept.trained_on, dropped=kept.dropped, registered=kept.registered
                 )
             else:
-                self._tracker.log_metrics(run_id, metrics | self._cost(trained), trained["steps"])
+                self._tracker.log_metrics(run_id, self._cost(trained), trained["steps"])
                 self._tracker.log_metrics(self._parent, metrics, self._number)
                 self._tracker.set_tags(run_id, {"status": report.status, "model_digest": report.digest})
                 report = replace(
