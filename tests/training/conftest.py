@@ -134,3 +134,12 @@ def order(shards: str, start: Path, index: Path, tmp_path: Path) -> Callable[...
         )  # fmt: skip
 
     return make
+
+
+@pytest.fixture
+def unused_port() -> int:
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
