@@ -21,6 +21,7 @@ from mlflow.tracking import MlflowClient
 
 from sightloom.errors import SightloomError, UserMistake
 from sightloom.outbox import Outbox
+from sightloom.store_address import normalized_uri
 
 T = TypeVar("T")
 Texts = Mapping[str, str] | None
@@ -252,25 +253,6 @@ def _is_away(error: Exception) -> bool:
 def open_tracker(uri: str | None, experiment: str) -> Tracker:
     """An `MlflowTracker`, or the `NullTracker` without an address."""
     return MlflowTracker(uri, experiment) if uri else NullTracker()
-
-
-def normalized_uri(uri: str) -> str:
-    """A store's address that means the same in every process; the folder of an sqlite file is made.
-
-    Raises:
-        UserMistake: neither `sqlite:///path` nor http(s), or the folder cannot be made.
-    """
-    if uri.startswith(("http://", "https://")):
-        return uri.rstrip("/")
-    path = uri.removeprefix("sqlite:///")
-    if path == uri or not path:
-        raise UserMistake(f"'{uri}' is no MLflow address", "give sqlite:///path/mlflow.db or http(s)://host:port")
-    file = Path(path).expanduser().absolute()
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserMistake(f"the folder of MLflow's database '{file}' cannot be made: {error.strerror}") from error
-    return f"sqlite:///{file}"
 
 
 def experiment_id(client: Any, uri: str, name: str) -> str:

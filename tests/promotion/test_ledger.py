@@ -16,7 +16,7 @@ from mlflow.tracking import MlflowClient
 from sightloom.errors import SightloomError, UserMistake
 from sightloom.promotion.events import LedgerBroken
 from sightloom.promotion.ledger import LEDGER, Ledger, LostRace
-from sightloom.tracking import normalized_uri
+from sightloom.store_address import normalized_uri
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,8 @@ from sightloom.cli.console import DEFAULT_STORE, Store
 from sightloom.errors import UserMistake
 from sightloom.registry import Registry
 from sightloom.registry.once import register_once
-from sightloom.tracking import MlflowTracker, normalized_uri
+from sightloom.store_address import normalized_uri
+from sightloom.tracking import MlflowTracker
 
 _EXPERIMENT = "models"  # of runs that stand for models that were trained elsewhere
 

@@ -25,7 +25,8 @@ from sightloom.promotion.decide import check_candidate
 from sightloom.promotion.follow import follow, heartbeat, managed, settle
 from sightloom.promotion.ledger import Ledger
 from sightloom.registry import Registry, Version
-from sightloom.tracking import MlflowTracker, normalized_uri
+from sightloom.store_address import normalized_uri
+from sightloom.tracking import MlflowTracker
 
 MODEL = "sightloom"
 _PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3"}  # by itself MLflow's client tries for four minutes

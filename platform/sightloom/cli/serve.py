@@ -19,14 +19,15 @@ from sightloom.serving.config import EndpointConfig
 from sightloom.serving.engines.settings import engine_settings
 from sightloom.serving.media import MediaLimits
 from sightloom.serving.ports import check_host, check_port
+from sightloom.store_address import normalized_uri
 
 if TYPE_CHECKING:
-    from sightloom import registry, tracking
+    from sightloom import registry
     from sightloom.promotion import config as promotion
     from sightloom.promotion import endpoint as following
     from sightloom.serving import deploy, local
 else:  # mistakes are told before engines load, and a process that follows the ledger need not hold one
-    registry, tracking = Later("sightloom.registry"), Later("sightloom.tracking")
+    registry = Later("sightloom.registry")
     deploy, local = Later("sightloom.serving.deploy"), Later("sightloom.serving.local")
     promotion, following = Later("sightloom.promotion.config"), Later("sightloom.promotion.endpoint")
 
@@ -97,7 +98,7 @@ def register(app: typer.Typer) -> None:
         if follow:
             check_follow(target, name, on, ray, clips)
             config = promotion.ManagerConfig(
-                store=tracking.normalized_uri(store),
+                store=normalized_uri(store),
                 http=promotion.HttpConfig(host=host, port=port),
                 endpoint=endpoint,
                 engine=settings,
@@ -208,7 +209,7 @@ def find(target: str, name: str, store: str) -> tuple[Path, str, str]:
         raise UserMistake(
             f"'{target}' is no folder", "give a model folder, or a registered model such as sightloom@champion"
         )
-    versions = registry.Registry(tracking.normalized_uri(store))
+    versions = registry.Registry(normalized_uri(store))
     version = versions.resolve(target)
     cache = Path.home() / ".cache" / "sightloom" / "models"
     return versions.materialize(version, cache), version.name, str(version.version)

@@ -10,9 +10,11 @@ import httpx
 import ray
 from ray import serve
 from ray.exceptions import RayError
+from ray.serve.schema import HTTPOptionsSchema, LoggingConfig
 
 from sightloom.errors import SightloomError, UserMistake
 from sightloom.promotion.config import ManagerConfig
+from sightloom.promotion.document import document
 from sightloom.promotion.manager import config_of, find_manager, start_manager, stop_manager
 from sightloom.serving.ports import address_of, check_host, check_port
 
@@ -47,7 +49,7 @@ def follow_ledger(config: ManagerConfig) -> Following:
     found = find_manager()
     if found is None:
         check_port(config.http.host, config.http.port)
-        manager = start_manager(config)
+        manager = start_manager(config, meanwhile=lambda: _start_serve(config))
     else:
         manager = found
         _see_same(config, config_of(found))
@@ -78,6 +80,17 @@ def end_endpoint() -> None:
     serve.shutdown()
 
 
+def _start_serve(config: ManagerConfig) -> None:
+    """Start Serve's controller and proxy, as the document that the manager will PUT says it."""
+    whole = document(config, ())
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)  # in this process
+    serve.start(
+        proxy_location=whole["proxy_location"],
+        http_options=HTTPOptionsSchema(**whole["http_options"]).model_dump(),
+        logging_config=LoggingConfig(**whole["logging_config"]),
+    )
+
+
 def _see_same(asked: ManagerConfig, there: ManagerConfig) -> None:
     """The code's address may differ: a job brings its own, and finds what another one started."""
     fields = [name for name in type(asked).model_fields if name != "runtime_env"]
@@ -92,9 +105,10 @@ def _see_same(asked: ManagerConfig, there: ManagerConfig) -> None:
 
 def _until_answered(address: str, manager: Any) -> dict[str, str]:
     until, said = time.monotonic() + START_S, "nothing answers yet"
+    client = httpx.Client(timeout=10, trust_env=False)
     while time.monotonic() < until:
         try:
-            answer = httpx.get(f"{address}/readyz", timeout=10, trust_env=False)
+            answer = client.get(f"{address}/readyz")
             models = answer.json()["models"]
             champions = {name: its["champion"] for name, its in models.items() if its["champion"] is not None}
             if answer.status_code == 200 or not champions:

@@ -9,28 +9,33 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Sequence
-from typing import Any, Final
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Final
 
 import ray
-from mlflow.exceptions import MlflowException
 from ray.exceptions import RayError
 
 from sightloom.errors import SightloomError
+from sightloom.later import Later
 from sightloom.promotion.config import ManagerConfig
-from sightloom.promotion.follow import HEARTBEAT, HEARTBEAT_S
-from sightloom.promotion.ledger import Ledger, utc_now
-from sightloom.promotion.ledger_gauges import LedgerGauges
 from sightloom.promotion.serve_api import ServeApi
-from sightloom.promotion.tick import Reconciler, Tick
 from sightloom.promotion.windows import Windows
-from sightloom.registry import Registry
 from sightloom.serving.meters import RayMeters
 from sightloom.serving.observe import Row
 from sightloom.serving.reporting import MANAGER, NAMESPACE
 
+if TYPE_CHECKING:
+    from mlflow import exceptions
+
+    from sightloom import registry
+    from sightloom.promotion import follow, ledger, ledger_gauges, tick
+else:  # the process that starts the manager does not need what it will use
+    exceptions, registry = Later("mlflow.exceptions"), Later("sightloom.registry")
+    follow, ledger = Later("sightloom.promotion.follow"), Later("sightloom.promotion.ledger")
+    ledger_gauges, tick = Later("sightloom.promotion.ledger_gauges"), Later("sightloom.promotion.tick")
+
 _LOOK_S: Final = 1.0
-_UNFORESEEN: Final = (MlflowException, RayError, OSError, RuntimeError, ValueError, TypeError, LookupError)
+_UNFORESEEN: Final = (RayError, OSError, RuntimeError, ValueError, TypeError, LookupError)
 _log = logging.getLogger(__name__)
 # MLflow's client tries for minutes by itself, and a tick would hang as long.
 _PATIENCE: Final = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
@@ -41,17 +46,17 @@ class ReleaseManager:
 
     def __init__(self, config: dict[str, Any]) -> None:
         self._config = ManagerConfig.model_validate(config)
-        self._ledger = Ledger(self._config.store)
+        self._ledger = ledger.Ledger(self._config.store)
         self._windows = Windows()
         serve = ServeApi(self._config.dashboard, self._config.token_file)
-        registry = Registry(self._config.store)
-        self._reconciler = Reconciler(self._ledger, registry, serve, self._config, self._windows, utc_now)
+        versions = registry.Registry(self._config.store)
+        self._reconciler = tick.Reconciler(self._ledger, versions, serve, self._config, self._windows, ledger.utc_now)
         self._wake, self._ended = threading.Event(), threading.Event()
-        self._last: Tick | None = None
+        self._last: tick.Tick | None = None
         self._error = ""
         self._ticks = 0
         self._told = ("", 0.0)
-        self._gauges = LedgerGauges(RayMeters())
+        self._gauges = ledger_gauges.LedgerGauges(RayMeters())
         self._thread = threading.Thread(target=self._run, name="ticks", daemon=True)
         self._thread.start()
 
@@ -88,7 +93,8 @@ class ReleaseManager:
             except SightloomError as error:
                 self._error = error.message
                 _log.warning("the tick waits: %s", error.message)
-            except _UNFORESEEN as error:  # a manager that ends would leave the next promotion waiting for ever
+            except (exceptions.MlflowException, *_UNFORESEEN) as error:
+                # a manager that ended would leave the next promotion waiting for ever
                 self._error = f"{type(error).__name__}: {error}"
                 _log.exception("a tick failed")
             self._ticks += 1
@@ -116,16 +122,16 @@ class ReleaseManager:
         last = self._last.to_json() if self._last is not None else {"generation": 0, "settled": False, "models": {}}
         said = json.dumps({**last, "error": self._error, "endpoint": self._config.http.address}, sort_keys=True)
         now = time.monotonic()
-        if said == self._told[0] and now - self._told[1] < HEARTBEAT_S / 3:
+        if said == self._told[0] and now - self._told[1] < follow.HEARTBEAT_S / 3:
             return
         try:
-            self._ledger.set_tag(HEARTBEAT, json.dumps({**json.loads(said), "at": utc_now()}), attempts=2)
+            self._ledger.set_tag(follow.HEARTBEAT, json.dumps({**json.loads(said), "at": ledger.utc_now()}), attempts=2)
             self._told = (said, now)
         except SightloomError as error:
             _log.warning("no heartbeat: %s", error.message)
 
 
-def start_manager(config: ManagerConfig, wait_s: float = 180.0) -> Any:
+def start_manager(config: ManagerConfig, wait_s: float = 180.0, meanwhile: Callable[[], None] = lambda: None) -> Any:
     """Start the cluster's release manager, or find the one that runs; returns its actor handle.
 
     This process must be connected to the cluster's Ray (`runtime.connect`). From then on the manager PUTs Serve's
@@ -139,6 +145,7 @@ def start_manager(config: ManagerConfig, wait_s: float = 180.0) -> Any:
     Args:
         config: addresses, engine and sizes.
         wait_s: until its process must answer; the imports of a busy node alone take a minute.
+        meanwhile: done while its process starts.
 
     Raises:
         SightloomError: it did not start.
@@ -158,6 +165,7 @@ def start_manager(config: ManagerConfig, wait_s: float = 180.0) -> Any:
         )
         .remote(config.model_dump(mode="json", exclude_unset=True))
     )
+    meanwhile()
     if config_of(actor, wait_s) == config:
         return actor
     stop_manager()

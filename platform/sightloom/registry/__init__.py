@@ -63,7 +63,7 @@ class Registry:
     """Registered models in one MLflow store.
 
     Args:
-        uri: `sqlite:///path` or a server's address, as normalised by `tracking.normalized_uri`.
+        uri: `sqlite:///path` or a server's address, as normalised by `store_address.normalized_uri`.
     """
 
     def __init__(self, uri: str) -> None:

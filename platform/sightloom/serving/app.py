@@ -66,13 +66,16 @@ def build_app(
     meters.set("build_info", 1, version=sightloom.__version__)
     traces = Traces(config.traces) if config.traces is not None else None
     busy = Busy(meters)
+    answering = asyncio.Event()
     chat = Chat(dispatcher, guard, busy, config.body_bytes, config.deadline_s, config.keep_alive_s)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        warming = asyncio.create_task(asyncio.to_thread(warm_up))
+        warming = asyncio.create_task(_warm_up(answering))
         yield
-        await warming
+        warming.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await warming
         await guard.close()
         if traces is not None:
             traces.close()
@@ -89,10 +92,10 @@ def build_app(
         write_lines()
     app.add_middleware(Gate, keys=keys, limits=limits, meters=meters, traces=traces)
     _answer_errors(app)
-    _add_chat(app, chat)
+    _add_chat(app, chat, answering)
     _add_embeddings(app, Embeddings(embedders or {}, guard, config.body_bytes))
     _add_models(app, dispatcher)
-    _add_health(app, dispatcher)
+    _add_health(app, dispatcher, answering)
     _add_state(app, keys, dispatcher, limits, config)
     if isinstance(meters, LocalMeters):
         _add_metrics(app, keys, dispatcher, meters)
@@ -101,7 +104,13 @@ def build_app(
     return app
 
 
-def _add_chat(app: FastAPI, chat: Chat) -> None:
+async def _warm_up(answering: asyncio.Event) -> None:
+    """Load the compiler of schemas once a model answers: before, it would take the cores that models start on."""
+    await answering.wait()
+    await asyncio.to_thread(warm_up)
+
+
+def _add_chat(app: FastAPI, chat: Chat, answering: asyncio.Event) -> None:
     @app.post(
         "/v1/chat/completions",
         response_model=None,
@@ -112,6 +121,7 @@ def _add_chat(app: FastAPI, chat: Chat) -> None:
         summary="Answer a conversation with pictures",
     )
     async def completions(request: Request) -> Response:
+        answering.set()
         return await chat(request)
 
 
@@ -142,7 +152,7 @@ def _add_models(app: FastAPI, dispatcher: Dispatcher) -> None:
         return found.to_json()
 
 
-def _add_health(app: FastAPI, dispatcher: Dispatcher) -> None:
+def _add_health(app: FastAPI, dispatcher: Dispatcher, answering: asyncio.Event) -> None:
     @app.get("/healthz", summary="The process lives")
     async def healthz() -> dict[str, str]:
         return {"status": "ok"}
@@ -150,6 +160,8 @@ def _add_health(app: FastAPI, dispatcher: Dispatcher) -> None:
     @app.get("/readyz", summary="The champions answer", responses={503: {"description": "not ready"}})
     async def readyz() -> JSONResponse:
         readiness = await dispatcher.readiness()
+        if readiness.ready:
+            answering.set()
         body = {"ready": readiness.ready, "generation": readiness.generation, "models": readiness.models}
         return JSONResponse(body, status_code=200 if readiness.ready else 503)
 

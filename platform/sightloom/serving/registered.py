@@ -2,16 +2,21 @@
 
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ray import serve
 from ray.serve import Application
 
 from sightloom.config import Frozen
 from sightloom.errors import SightloomError
-from sightloom.registry import Registry
+from sightloom.later import Later
 from sightloom.serving.deploy import VersionReplica
 from sightloom.serving.engines.settings import EngineSettings, TransformersSettings, VllmSettings
+
+if TYPE_CHECKING:
+    from sightloom import registry
+else:  # the process that builds an app fetches nothing
+    registry = Later("sightloom.registry")
 
 
 class RegisteredArgs(Frozen):
@@ -42,17 +47,17 @@ def fetch(asked: RegisteredArgs) -> Path:
     Raises:
         SightloomError: MLflow names another digest, or a file is not the one that was registered.
     """
-    registry, cache = Registry(asked.store), Path(asked.cache).expanduser()
-    if (cached := registry.cached(asked.digest, cache)) is not None:
+    versions, cache = registry.Registry(asked.store), Path(asked.cache).expanduser()
+    if (cached := versions.cached(asked.digest, cache)) is not None:
         return cached
-    version = registry.resolve(f"{asked.model}:{asked.version}")
+    version = versions.resolve(f"{asked.model}:{asked.version}")
     if version.digest != asked.digest:
         raise SightloomError(
             f"version {version.reference} has the digest {version.digest[:12]}… in MLflow, and the ledger pins "
             f"{asked.digest[:12]}…",
             "its tag was changed after it was evaluated: it is not loaded",
         )
-    return registry.materialize(version, cache)
+    return versions.materialize(version, cache)
 
 
 def registered_replica(asked: RegisteredArgs) -> Application:

@@ -1,6 +1,7 @@
 """The parts of a local stack: how each is started, where it answers, and how it says that it is well."""
 
 import contextlib
+import functools
 import json
 import os
 import secrets
@@ -100,10 +101,13 @@ def _ray(folder: Path, temp: str, options: StackOptions) -> Part:
         "--disable-usage-stats",
     ]  # fmt: skip
 
+    @functools.cache
+    def api() -> JobsApi:
+        return JobsApi(Cluster(address=options.dashboard), (folder / TOKEN_FILE).read_text(), _ASK_S)
+
     def probe() -> str:
-        token = (folder / TOKEN_FILE).read_text()
         try:
-            found = JobsApi(Cluster(address=options.dashboard), token, _ASK_S).totals()
+            found = api().totals()
         except (SightloomError, KeyError, TypeError) as error:  # what it reports while it starts is not whole
             return getattr(error, "message", "") or "its dashboard reports no cluster yet"
         return "" if found else "no node has joined yet"
@@ -170,8 +174,14 @@ def _trouble(answer: httpx.Response) -> str:
     return "" if answer.status_code == 200 else f"{answer.url} answers {answer.status_code}: {answer.text[:200]}"
 
 
+@functools.cache
+def _client() -> httpx.Client:
+    """One for all questions: making it takes 25 ms of a core, and whoever waits for a start asks ten times a second."""
+    return httpx.Client(timeout=_ASK_S, trust_env=False)
+
+
 def _ask(address: str) -> httpx.Response | str:
     try:
-        return httpx.get(address, timeout=_ASK_S, trust_env=False)
+        return _client().get(address)
     except httpx.HTTPError as error:
         return f"no answer at {address}: {error or type(error).__name__}"
