@@ -10,7 +10,7 @@ from sightloom.data.curation import curate
 from sightloom.data.shards.manifest import read_manifest
 from sightloom.progress import NullProgress
 
-from .test_curate import put_raw, recipe
+from .curations import put_raw, recipe
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
