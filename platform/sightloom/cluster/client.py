@@ -19,6 +19,9 @@ TRY_AGAIN: Final = 75  # EX_TEMPFAIL: a program that says so wants to be started
 _KILLED: Final = (-9, -15, 137, 143)
 _TIMEOUT: Final = httpx.Timeout(60, connect=10)
 _HINTED: Final = 3
+# The dashboard asks a node's agent over connections that it keeps; of a node that was away the first ones are broken.
+_LOST: Final = re.compile(r"ClientOSError|ServerDisconnectedError|Connection reset by peer")
+_PAUSES_S: Final = (0.2, 1.0, 2.0)
 _FRAME: Final = re.compile(r'^\s*(File ".*", line \d+|Traceback \(|\^|~|During handling|The above exception)')
 
 
@@ -174,6 +177,11 @@ class JobsApi:
     def _ask(self, method: str, path: str, **body: Any) -> httpx.Response:
         try:
             answer = self._http.request(method, path, **body)
+            for pause_s in _PAUSES_S if method == "GET" else ():
+                if answer.status_code != 500 or not _LOST.search(answer.text):
+                    break
+                time.sleep(pause_s)
+                answer = self._http.request(method, path, **body)
         except httpx.HTTPError as error:
             raise UserMistake(
                 f"no Ray answers at {self.address}: {error or type(error).__name__}",
