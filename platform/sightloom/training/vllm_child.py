@@ -54,7 +54,9 @@ class Engine:
                 picture = Image.open(io.BytesIO(base64.b64decode(request["image"])))
                 prompt["multi_modal_data"] = {"image": picture.convert("RGB")}
             prompts.append(prompt)
-            sampling.append(SamplingParams(logprobs=0, skip_special_tokens=False, **request["sampling"]))
+            bias = {int(token): value for token, value in (request["sampling"]["logit_bias"] or {}).items()}  # JSON
+            own = {**request["sampling"], "logit_bias": bias}
+            sampling.append(SamplingParams(logprobs=0, skip_special_tokens=False, **own))
         answers = []
         for output in self._llm.generate(prompts, sampling, use_tqdm=False):
             (answer,) = output.outputs
