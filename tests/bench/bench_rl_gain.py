@@ -139,8 +139,9 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", choices=sorted(ARMS), default=["g2rpo", "grpo"])
     parser.add_argument("--steps", type=int, default=RL_STEPS)
     parser.add_argument("--out", type=Path, default=None)
+    parser.add_argument("--threads", type=int, default=2, help="1: two seeds side by side, in two processes")
     asked = parser.parse_args()
-    torch.set_num_threads(2)
+    torch.set_num_threads(asked.threads)
     with tempfile.TemporaryDirectory() as scratch:
         out = asked.out or Path(scratch)
         source = ProceduralSource(kind="procedural", generator="five-domains", per_domain=ASKED, seed=ASKED_SEED)

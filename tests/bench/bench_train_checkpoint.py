@@ -27,7 +27,7 @@ from sightloom.training.trainer import Crew
 from sightloom.training.worker import StageOrder
 
 NANO = Path(__file__).parents[2] / "pipelines" / "curricula" / "nano.yaml"
-STEPS, EVERY, ROUNDS = int(os.environ.get("STEPS", "300")), int(os.environ.get("EVERY", "100")), 3
+STEPS, EVERY, ROUNDS = int(os.environ.get("STEPS", "110")), int(os.environ.get("EVERY", "100")), 3
 INSTRUCT = 1
 write_shards = runpy.run_path(str(Path(__file__).parents[1] / "training" / "conftest.py"))["write_shards"]
 

@@ -44,7 +44,7 @@ from sightloom.training.tasks.batch import Packer
 from sightloom.training.tasks.sft import Sft
 
 NANO = Path(__file__).parents[2] / "pipelines" / "curricula" / "nano.yaml"
-STEPS, ROUNDS, HELD_OUT, RATE, TARGET = 40, 3, 64, 0.001, 1.3
+STEPS, ROUNDS, HELD_OUT, RATE, TARGET = 120, 3, 64, 0.001, 1.3
 SAME_LOSS = 0.03  # relative; steps hold the same documents but for those where ours closes a pack and the peer a batch
 write_shards = runpy.run_path(str(Path(__file__).parents[1] / "training" / "conftest.py"))["write_shards"]
 ALONE = Workers(0, 1)
