@@ -67,6 +67,19 @@ class TimedEngine:
         return found
 
 
+class TimedRollouts(Rollouts):
+    """A step's rollouts, with their time noted; the packing behind them is the update's."""
+
+    seconds = 0.0
+
+    def get(self, step):  # type: ignore[no-untyped-def]
+        """The step's groups."""
+        began = time.perf_counter()
+        groups = super().get(step)
+        self.seconds += time.perf_counter() - began
+        return groups
+
+
 class TimedScorers(Scorers):
     """The scoring process, with its time noted."""
 
@@ -101,20 +114,19 @@ def main() -> None:
             dict(model.named_parameters()), module_groups(model), stage.train.by_group(), stage.optim, alone
         )
         engine, scorers = TimedEngine(Generator(vlm, options.rollout.batch_size)), TimedScorers()
-        rollouts = Rollouts(options, stage, corpus, encoder, engine, alone, 1, folder / "rollouts", scorers)
+        rollouts = TimedRollouts(options, stage, corpus, encoder, engine, alone, 1, folder / "rollouts", scorers)
         objective = Rl(options, stage, corpus, packer, alone, 1, vlm, folder, engine, rollouts)
         ratios, parts = [], {"rollout": 0.0, "reward": 0.0, "update": 0.0, "rest": 0.0}
         for step in range(ROUNDS + 1):
-            generated, scored = engine.seconds, scorers.seconds
+            generated, scored, ours = engine.seconds, scorers.seconds, rollouts.seconds
             began = time.perf_counter()
             batches = objective.batches(step)
-            ours = time.perf_counter() - began
-            began = time.perf_counter()
+            ours = rollouts.seconds - ours
             counts = objective.counts(batches)
             optimizer.zero_grad(set_to_none=True)
             for batch in batches:
                 objective.loss(model, batch, counts).total.backward()
-            update = time.perf_counter() - began  # weights stay: an untrained model has nothing to learn here
+            update = time.perf_counter() - began - ours  # weights stay: an untrained model has nothing to learn here
             began = time.perf_counter()
             engine.generator.generate(engine.requests)
             bare = time.perf_counter() - began
