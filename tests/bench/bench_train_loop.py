@@ -70,6 +70,8 @@ def main() -> None:
         source.close()
         tokens = sum(batch.pack.num_tokens for step in packs[WARMUP:] for batch in step)
 
+        waits: list[float] = []
+
         def ours() -> Cost:
             objective = Sft(stage.objective, stage, corpus, packer, alone, 1)  # type: ignore[arg-type]
             optimizer = fresh_optimizer()
@@ -81,9 +83,11 @@ def main() -> None:
             def run(first: int, last: int) -> Cost:
                 began = Cost.now()
                 place = Position(first, {})
-                fit(
+                totals = fit(
                     model, objective, optimizer, stage.optim, last, place, alone, saver, lambda *_: None, lambda _: None
                 )
+                if first:
+                    waits.append(totals.wait_s / totals.seconds)
                 return Cost.since(began)
 
             run(0, WARMUP)
@@ -113,6 +117,7 @@ def main() -> None:
         "name": "train_loop", "ours": mine, "peer": theirs, "unit": "tokens per second",
         "ratio": round(statistics.median(peer.wall_s / own.wall_s for own, peer in runs), 3), "target": 0.97,
         "cpu_ratio": round(statistics.median(peer.cpu_s / own.cpu_s for own, peer in runs), 3), "runs": rates,
+        "data_wait": round(statistics.median(waits), 4), "data_wait_target": 0.02,
     }  # fmt: skip
     print(json.dumps(result))
 
