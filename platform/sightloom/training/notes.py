@@ -103,16 +103,13 @@ class Notes:
             raise SightloomError("register: true needs an MLflow store", "set tracking.uri")
         model_id, reference = "", None
         self._tracker.flush()
-        try:
-            if register:
-                version = Registry(self._tracker.uri).register(name, folder, self.run_id, tags)
-                model_id, reference = version.model_id, version.reference
-            elif self._tracker.uri:
+        if register:
+            version = Registry(self._tracker.uri).register(name, folder, self.run_id, tags)
+            model_id, reference = version.model_id, version.reference
+        elif self._tracker.uri:
+            try:
                 model_id = record_export(self._tracker.uri, name, folder, self.run_id, tags)
-        except SightloomError as error:
-            if register:
-                raise
-            _log.warning("%s", error.message)  # the model is there all the same
-        finally:
-            self._tracker.log_metrics(self.run_id, metrics, step, model_id)
+            except SightloomError as error:  # the model is there all the same
+                _log.warning("%s", error.message)
+        self._tracker.log_metrics(self.run_id, metrics, step, model_id)
         return reference
