@@ -165,3 +165,33 @@ def test_closing_the_iterator_closes_the_stream(nano_folder: Path, settings: Vll
         assert await answer(engine, request("hello"))
 
     with_engine(nano_folder, settings, scenario)
+
+
+def test_pieces_are_larger_the_more_replies_are_written_at_a_time(
+    nano_folder: Path,
+) -> None:
+    engine = VllmEngine(nano_folder, "1", VllmSettings())
+    engine._token_s = 0.005
+    found = []
+    for engine._running in (1, 4, 8, 16, 64):
+        found.append(engine._interval("streamed"))
+    assert found == [4, 4, 8, 16, 20], "20 ms alone, 40 ms beside seven others, 100 ms at most"
+    assert engine._interval("token") == 1 and engine._interval("large") == 200
+
+
+def test_an_engine_that_nobody_watches_is_replaced(
+    nano_folder: Path, settings: VllmSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario(engine: VllmEngine) -> None:
+        engine.check()
+
+        async def fails() -> str:
+            raise ZeroDivisionError
+
+        monkeypatch.setattr(engine, "_broken", fails)
+        assert engine._keeper is not None
+        await until(engine._keeper.done)
+        with pytest.raises(SightloomError, match="watches"):
+            engine.check()
+
+    with_engine(nano_folder, settings, scenario)

@@ -1,6 +1,7 @@
 """What the vLLM adapter says and understands, without a vLLM."""
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from sightloom.errors import UserMistake
 from sightloom.serving.engines.base import EngineRequest, Sampling, Thinking, Turn
 from sightloom.serving.engines.settings import ENGINE_SETTINGS, TransformersSettings, VllmSettings
 from sightloom.serving.engines.split import Splitter
-from sightloom.serving.engines.vllm_server import command, environment, find_python
+from sightloom.serving.engines.vllm_server import command, environment, find_python, num_cores
 from sightloom.serving.engines.vllm_wire import (
     Events,
     Reply,
@@ -145,6 +146,11 @@ def test_the_server_gets_what_it_needs_and_no_secret(nano_folder: Path, words: V
     assert not {"AWS_SECRET_ACCESS_KEY", "MLFLOW_TRACKING_PASSWORD", "", "HTTPS_PROXY"} & set(given)
     assert given["VLLM_API_KEY"] == "secret" and given["HF_HUB_OFFLINE"] == "1" and given["PATH"] == "/bin"
     assert given["VLLM_CPU_OMP_THREADS_BIND"] == "nobind" and given["HOME"] == str(tmp_path / "cache")
+    assert given["OMP_NUM_THREADS"] == str(max(1, num_cores() - 1)), "a core is left to what is no arithmetic"
+    assert (
+        environment(settings, "secret", {**own, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "7"})["OMP_NUM_THREADS"]
+        == "7"
+    )
 
 
 def test_an_interpreter_that_is_none_is_said_before_anything_starts(tmp_path: Path) -> None:
@@ -173,6 +179,17 @@ def test_a_reply_s_usage_comes_first_and_its_finish_last(words: Vocabulary) -> N
     assert last.usage is not None and last.usage.cached == 3
     assert last.timing is not None and last.timing.queue_s == pytest.approx(0.02)
     assert reply.num_tokens == len(tokens)
+
+
+def test_the_pace_of_a_reply_is_the_servers_or_a_bound_from_above(words: Vocabulary) -> None:
+    told, untold = reply_of(words), reply_of(words)
+    untold.received = time.monotonic() - 0.4
+    for reply, metrics in ((told, {"mean_itl_ms": 12.5}), (untold, None)):
+        assert reply.token_s is None
+        last = {"choices": [], "usage": {}, **({"metrics": metrics} if metrics else {})}
+        reply.push([chunk([20, 21, 22, 23], "length"), last])  # all in one piece, as a busy server writes
+    assert told.token_s == pytest.approx(0.0125)
+    assert untold.token_s is not None and 0.1 <= untold.token_s < 0.2
 
 
 @pytest.mark.parametrize("fault", [{"error": {"message": "EngineCore encountered an issue"}}, chunk([], "abort")])

@@ -2,27 +2,25 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, Response
 
-from sightloom.serving import sse
-from sightloom.serving.assemble import Piece
+from sightloom.serving.attempt import Attempt
 from sightloom.serving.auth import require
 from sightloom.serving.dispatch import Dispatcher, Route, parse_model
-from sightloom.serving.engines.base import EngineRequest
 from sightloom.serving.errors import ApiError
 from sightloom.serving.gate import Visit
 from sightloom.serving.gauges import Busy
 from sightloom.serving.media import MediaGuard
-from sightloom.serving.observe import Outcome, Watch
+from sightloom.serving.observe import Watch
 from sightloom.serving.protocol import ChatRequest, parse, read_json
-from sightloom.serving.replies import Draft, Head, Tally
+from sightloom.serving.replies import Draft, Head
 from sightloom.serving.resolve import check_features, references, resolve
 from sightloom.serving.samples import Samples
+from sightloom.serving.streaming import EventStream
 from sightloom.serving.structure import grammar_of
 from sightloom.serving.voting import Voted
 
@@ -69,8 +67,9 @@ class Chat:
         facts = visit.facts
         facts.media_s, facts.stream = media_s, chat.stream
         facts.images, facts.image_bytes = len(images), sum(map(len, images))
+        lost_s = 0.0
         while True:
-            attempt = self._attempt(visit, chat, images, grammar, route, began)
+            attempt = self._attempt(visit, chat, images, grammar, route, began + lost_s, lost_s)
             try:
                 return await self._answer(request, attempt, media_s, began)
             except ApiError as error:  # nothing was sent yet
@@ -78,7 +77,7 @@ class Chat:
                 other = await self._dispatcher.elsewhere(route, error)
                 if other is None:
                     raise
-                route = other
+                route, lost_s = other, time.monotonic() - began - media_s
                 _take_route(visit, route)
 
     async def _route(self, chat: ChatRequest, request: Request, visit: Visit) -> Route:
@@ -90,130 +89,63 @@ class Chat:
         return route
 
     def _attempt(
-        self, visit: Visit, chat: ChatRequest, images: list[bytes], grammar: str | None, route: Route, began: float
-    ) -> "_Attempt":
+        self,
+        visit: Visit,
+        chat: ChatRequest,
+        images: list[bytes],
+        grammar: str | None,
+        route: Route,
+        began: float,
+        lost_s: float,
+    ) -> Attempt:
         deadline_s = min(chat.sightloom.deadline_s or self._deadline_s, self._deadline_s)
         asked = resolve(chat, images, route.info, visit.request_id, deadline_s, grammar, visit.traceparent)
         head = Head(f"chatcmpl-{visit.request_id}", chat.model, route.info.fingerprint, chat.include_reasoning)
         samples = Samples(route, asked, chat.stops, deadline_s, self._busy)
         shown = Voted(samples, len(asked)) if len(asked) > chat.n else samples
-        return _Attempt(visit, chat, route, asked, head, shown, Watch(route, chat.stream, began))
+        return Attempt(visit, chat, route, asked, head, shown, Watch(route, chat.stream, began), lost_s)
 
-    async def _answer(self, request: Request, attempt: "_Attempt", media_s: float, began: float) -> Response:
+    async def _answer(self, request: Request, attempt: Attempt, media_s: float, began: float) -> Response:
         """One attempt's answer; raises ApiError where it failed before its first byte."""
-        samples, visit = attempt.samples, attempt.visit
         if attempt.chat.stream:
             return await self._stream(request, attempt)
+        gone = False
         try:
             drafts = await _unless_gone(request, _gather(attempt))
         except ClientGone:
-            visit.facts.cancelled = attempt.phase
+            gone = True
             return Response(status_code=499)
         finally:
-            await samples.close()
-            visit.num_tokens = attempt.tally.total
-        self._end(attempt)
-        _time(visit, drafts, media_s, began)
+            await attempt.close(cancelled=gone)
+        self._answered(attempt)
+        _time(attempt.visit, drafts, media_s, began)
         return JSONResponse(attempt.head.completion(drafts, attempt.tally).model_dump())
 
-    async def _stream(self, request: Request, attempt: "_Attempt") -> Response:
+    async def _stream(self, request: Request, attempt: Attempt) -> Response:
         try:  # what fails before the first piece still is an HTTP error
             first = await _unless_gone(request, attempt.samples.next(self._keep_alive_s))
-        except BaseException as error:
-            await attempt.samples.close()
-            if isinstance(error, ClientGone):
-                attempt.visit.facts.cancelled = attempt.phase
-                return Response(status_code=499)
+        except ClientGone:
+            await attempt.close(cancelled=True)
+            return Response(status_code=499)
+        except BaseException:
+            await attempt.close(cancelled=False)
             raise
-        return StreamingResponse(self._events(attempt, first), media_type="text/event-stream", headers=sse.HEADERS)
+        return EventStream(attempt, first, self._keep_alive_s, self._answered, self._failed)
 
-    async def _events(self, attempt: "_Attempt", first: Piece | None) -> AsyncIterator[bytes]:
-        samples, tally, head = attempt.samples, attempt.tally, attempt.head
-        options = attempt.chat.stream_options
-        continuous = options is not None and options.continuous_usage_stats
-        # What is there at once is sent at once: a message to the socket costs more than an event.
-        ready = [sse.event(head.opening(index)) for index in range(attempt.chat.n)]
-        ended = False
-        try:
-            piece = first
-            try:
-                while True:
-                    if piece is None:
-                        ready.append(sse.KEEP_ALIVE)
-                    else:
-                        attempt.add(piece)
-                        chunks = head.pieces(piece, tally.usage() if continuous else None)
-                        ready.extend(sse.event(chunk) for chunk in chunks)
-                    if ready and samples.idle:
-                        yield b"".join(ready)
-                        ready.clear()
-                    piece = await samples.next(self._keep_alive_s)
-            except StopAsyncIteration:
-                self._end(attempt)
-                if options is not None and options.include_usage:
-                    ready.append(sse.event(head.chunk([], tally.usage())))
-            except ApiError as error:
-                self._dispatcher.record(attempt.watch.failed(error))
-                attempt.visit.facts.failed(error)
-                ready.append(sse.event(error.body))
-            ended = True
-            yield b"".join([*ready, sse.DONE])
-        finally:
-            if not ended:
-                attempt.visit.facts.cancelled = attempt.phase
-            attempt.visit.num_tokens = tally.total
-            await samples.close()
-
-    def _end(self, attempt: "_Attempt") -> None:
+    def _answered(self, attempt: Attempt) -> None:
         outcome = attempt.watch.answered()
         self._dispatcher.record(outcome)
-        _note(attempt, outcome)
+        attempt.note(outcome)
         self._dispatcher.shadow(attempt.route, attempt.asked[0], attempt.watch.answer)
 
-
-@dataclass(frozen=True, slots=True)
-class _Attempt:
-    """One attempt to answer a request: a second one is made elsewhere where the first fails before its first byte."""
-
-    visit: Visit
-    chat: ChatRequest
-    route: Route
-    asked: Sequence[EngineRequest]
-    head: Head
-    samples: Samples | Voted
-    watch: Watch
-    tally: Tally = field(default_factory=Tally)
-
-    def add(self, piece: Piece) -> None:
-        """Count a piece."""
-        self.tally.add(piece)
-        self.watch.see(piece)
-        facts = self.visit.facts
-        if piece.thinking is not None:
-            facts.thinking.append(piece.thinking)
-        if piece.timing is not None and piece.index == 0:
-            timing = piece.timing
-            facts.queue_s, facts.engine_first_s, facts.engine_total_s = timing.queue_s, timing.first_s, timing.total_s
-        facts.finish = piece.finish or facts.finish
-
-    @property
-    def phase(self) -> str:
-        """How far it has come."""
-        return "decode" if self.tally.total else "prefill"
+    def _failed(self, attempt: Attempt, error: ApiError) -> None:
+        self._dispatcher.record(attempt.watch.failed(error))
+        attempt.visit.facts.failed(error)
 
 
 def _take_route(visit: Visit, route: Route) -> None:
     visit.headers.update(route.headers)
     visit.facts.model, visit.facts.version, visit.facts.route = route.model, route.info.version, route.kind
-
-
-def _note(attempt: _Attempt, outcome: Outcome) -> None:
-    facts, tally = attempt.visit.facts, attempt.tally
-    facts.ttft_s, facts.tpot_s = outcome.ttft_s, outcome.tpot_s
-    facts.tokens = {
-        "prompt": tally.prompt.prompt, "image": tally.prompt.image, "reasoning": tally.num_reasoning,
-        "answer": tally.num_answer,
-    }  # fmt: skip
 
 
 async def read_body(request: Request, limit: int) -> bytes:
@@ -235,7 +167,7 @@ async def read_body(request: Request, limit: int) -> bytes:
     return bytes(body)
 
 
-async def _gather(attempt: _Attempt) -> list[Draft]:
+async def _gather(attempt: Attempt) -> list[Draft]:
     drafts = [Draft() for _ in range(attempt.chat.n)]
     while True:
         try:

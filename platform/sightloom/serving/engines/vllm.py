@@ -40,6 +40,9 @@ from sightloom.serving.errors import ApiError, engine_died
 _log = logging.getLogger(__name__)
 FEATURES: Final = frozenset({"images", "top_k", "min_p", "penalties", "ignore_eos", "structured_output"})
 UNREAD_S: Final = 1.0  # a reply that nobody reads along comes in pieces of about so long
+PIECES_S: Final = 200  # pieces a second of all streams together: each costs this process about 0.1 ms
+SLOWEST_S: Final = 0.1  # a reader along is shown something new at least so often
+MIN_TOKEN_S: Final = 5e-4  # no model writes faster
 LARGEST_PIECE: Final = 512  # tokens
 WARM_UP_TOKENS: Final = 16  # on a CPU the first tokens compile what is left
 
@@ -78,6 +81,7 @@ class VllmEngine:
         self._reasons: Counter[str] = Counter()
         self._opening = 0
         self._token_s = 0.05  # seconds between tokens of one reply, smoothed
+        self._crowd = 0.0  # how many replies are written at a time, smoothed
         self._heard = 0.0
         self._restarts: deque[float] = deque()
         self._doubted = asyncio.Event()
@@ -110,6 +114,7 @@ class VllmEngine:
         if self._running == 0:
             self._heard = time.monotonic()
         self._running += 1
+        self._crowd += 0.2 * (self._running - self._crowd)
         try:
             async with contextlib.aclosing(self._ask(request, await self._room(request))) as deltas:
                 async for delta in deltas:
@@ -126,6 +131,8 @@ class VllmEngine:
         """See that it lives or is being started again."""
         if self._failed:
             raise SightloomError(self._failed)
+        if self._keeper is not None and self._keeper.done() and not self._keeper.cancelled():
+            raise SightloomError("nobody watches vLLM any more") from self._keeper.exception()
 
     async def stop(self, grace_s: float) -> None:
         """Let running requests end for `grace_s` seconds, then end the server and all that it started."""
@@ -221,13 +228,13 @@ class VllmEngine:
         """Tokens to a piece, from how fast they come."""
         if pieces == "token":
             return 1
-        seconds = self._settings.flush_s if pieces == "streamed" else UNREAD_S
+        shared = min(SLOWEST_S, max(self._running, self._crowd) / PIECES_S)
+        seconds = max(self._settings.flush_s, shared) if pieces == "streamed" else UNREAD_S
         return max(1, min(LARGEST_PIECE, round(seconds / self._token_s)))
 
     def _measure(self, reply: Reply) -> None:
-        if reply.num_tokens > 1:
-            token_s = max(1e-5, (time.monotonic() - reply.first) / (reply.num_tokens - 1))
-            self._token_s += 0.2 * (token_s - self._token_s)
+        if (token_s := reply.token_s) is not None:
+            self._token_s += 0.2 * (max(MIN_TOKEN_S, token_s) - self._token_s)
 
     async def _keep(self) -> None:
         """Watch the server; start it again when it has died or hangs."""
@@ -250,7 +257,7 @@ class VllmEngine:
             await asyncio.sleep(min(30.0, 2.0 ** (len(self._restarts) - 1)))
             try:
                 await self._begin()
-            except SightloomError as error:
+            except (SightloomError, OSError) as error:
                 _log.warning("the engine did not start again: %s", error)
 
     async def _broken(self) -> Literal["", "start", "died", "stalled", "hangs"]:

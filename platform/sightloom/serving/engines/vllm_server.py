@@ -85,7 +85,15 @@ def environment(settings: VllmSettings, key: str, own: Mapping[str, str]) -> dic
     }
     if not has_gpu(own):
         found |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_CPU_KVCACHE_SPACE": "1"}
+        found.setdefault(
+            "OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) - 1))
+        )  # vLLM's scheduler spins on one
     return found | settings.env
+
+
+def num_cores() -> int:
+    """Cores that this process may use. vLLM's scheduler spins on one while the others compute."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def has_gpu(own: Mapping[str, str]) -> bool:

@@ -198,6 +198,7 @@ class Reply:
     first: float = 0.0
     num_tokens: int = 0
     queue_s: float = 0.0
+    token_s: float | None = None  # between its tokens, once it has ended
     _finish: Finish | None = None
     _new_usage: bool = field(default=False)
 
@@ -232,7 +233,12 @@ class Reply:
         if self.usage is not None and details.get("cached_tokens"):
             self.usage = PromptUsage(self.usage.prompt, self.usage.image, details["cached_tokens"])
             self._new_usage = True
-        self.queue_s = ((event.get("metrics") or {}).get("queue_time_ms") or 0.0) / 1000
+        metrics = event.get("metrics") or {}
+        self.queue_s = (metrics.get("queue_time_ms") or 0.0) / 1000
+        if metrics.get("mean_itl_ms"):  # the server's own: what is read here may have been joined on its way
+            self.token_s = metrics["mean_itl_ms"] / 1000
+        elif self.num_tokens > 1:  # a bound from above, the wait for the first one included
+            self.token_s = (time.monotonic() - self.received) / self.num_tokens
 
     def _delta(self, last: bool) -> Delta | None:
         finish = self._finish if last else None
