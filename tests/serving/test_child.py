@@ -141,3 +141,19 @@ def test_a_socket_path_that_the_kernel_would_cut_is_refused(tmp_path: Path, monk
         Child(["true"], ENVIRONMENT, 1.0)
     with contextlib.suppress(OSError):
         assert list(deep.iterdir()) == []
+
+
+def test_a_child_may_give_way_with_its_whole_session(tmp_path: Path) -> None:
+    code = "import os, sys; open(sys.argv[1], 'w').write(f'{os.nice(0)} ' + open('/proc/self/autogroup').read())"
+    if not Path("/proc/self/autogroup").exists():
+        pytest.skip("this kernel does not group by session")
+    found = {}
+    for nice in (0, 7):
+        written = tmp_path / f"nice-{nice}"
+        child = Child(command(code, str(written)), ENVIRONMENT, 1.0, nice)
+        assert until(lambda child=child: child.status is not None) and child.status == 0, child.log  # type: ignore[misc]
+        child.close()
+        found[nice] = written.read_text().split()
+    own = os.nice(0)
+    assert int(found[0][0]) == own and int(found[7][0]) == min(19, own + 7)
+    assert found[0][-1] == "0" and found[7][-1] == "7", "and its autogroup"

@@ -30,9 +30,10 @@ class Child:
         command: with the placeholder `{socket}` where the socket's path belongs.
         environment: the child's whole environment; `TMPDIR` is set to the folder.
         grace_s: between the polite signal and the other one.
+        nice: above 0 the child gives way to this process and others, 19 being the most.
     """
 
-    def __init__(self, command: Sequence[str], environment: Mapping[str, str], grace_s: float) -> None:
+    def __init__(self, command: Sequence[str], environment: Mapping[str, str], grace_s: float, nice: int = 0) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="sl-engine-"))
         self.socket = self.folder / "e.sock"
         if len(os.fsencode(self.socket)) > LONGEST_SOCKET_PATH:
@@ -47,7 +48,16 @@ class Child:
         filled = [part.replace("{socket}", str(self.socket)) for part in command]
         try:
             self._guard = subprocess.Popen(
-                [sys.executable, "-I", str(guard.__file__), str(lease), f"{grace_s:g}", str(self.folder), *filled],
+                [
+                    sys.executable,
+                    "-I",
+                    guard.__file__,
+                    str(lease),
+                    f"{grace_s:g}",
+                    str(self.folder),
+                    str(nice),
+                    *filled,
+                ],
                 env={**environment, "TMPDIR": str(self.folder)},
                 pass_fds=(lease,),
                 stdin=subprocess.DEVNULL,

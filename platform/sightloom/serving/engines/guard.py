@@ -1,11 +1,11 @@
 """Guards a child process: when its owner is gone, however it died, the child's whole process group ends.
 
-    python -I guard.py LEASE GRACE_S FOLDER COMMAND…
+    python -I guard.py LEASE GRACE_S FOLDER NICE COMMAND…
 
 Run as a program by itself, with the standard library alone. `LEASE` is the read end of a pipe whose write end only the
 owner holds: end of file means that the owner has closed it or is dead. Then, or when the child ends by itself, its
 process group gets SIGTERM (and SIGCONT, for a stopped process), after `GRACE_S` seconds SIGKILL; shared memory that the
-group had open and `FOLDER` are removed. The exit status is the child's.
+group had open and `FOLDER` are removed. `NICE` above 0: the group gives way to others. The exit status is the child's.
 """
 
 import contextlib
@@ -25,10 +25,11 @@ SHARED_MEMORY = "/dev/shm/"
 LOOK_EVERY_S = 0.5
 
 
-def main(lease: int, grace_s: float, folder: str, command: list[str]) -> int:
+def main(lease: int, grace_s: float, folder: str, nice: int, command: list[str]) -> int:
     """Run the command until it or its owner ends; returns its exit status, negative for a signal."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C goes to the owner, which then closes the lease
     os.setsid()
+    give_way(nice)
     prctl = ctypes.CDLL(None).prctl
     prctl(PR_SET_CHILD_SUBREAPER, 1)  # the orphans of the group become ours, and are waited for
     child = subprocess.Popen(
@@ -52,6 +53,17 @@ def main(lease: int, grace_s: float, folder: str, command: list[str]) -> int:
             os.unlink(segment)
     shutil.rmtree(folder, ignore_errors=True)
     return status
+
+
+def give_way(nice: int) -> None:
+    """Lower the priority of this session: of each of its processes and, where Linux groups by session, of them all.
+
+    There niceness counts within the session alone (sched(7), "The autogroup feature").
+    """
+    if nice > 0:
+        os.nice(nice)
+        with contextlib.suppress(OSError):
+            Path("/proc/self/autogroup").write_text(str(nice))
 
 
 def end_group(child: "subprocess.Popen[bytes]", group: int, grace_s: float) -> int:
@@ -95,15 +107,15 @@ def shared_memory_of(group: int) -> set[str]:
     return {path for path in found if not path.endswith(" (deleted)")}
 
 
-def detached(lease: int, grace_s: float, folder: str, command: list[str]) -> int:
+def detached(lease: int, grace_s: float, folder: str, nice: int, command: list[str]) -> int:
     """Guard from a grandchild of the owner, and wait for it: Ray kills a worker's children when the worker exits."""
     guard = os.fork()
     if guard == 0:
-        status = main(lease, grace_s, folder, command)
+        status = main(lease, grace_s, folder, nice, command)
         os._exit(status if status >= 0 else 128 - status)
     os.close(lease)
     return os.waitstatus_to_exitcode(os.waitpid(guard, 0)[1])
 
 
 if __name__ == "__main__":
-    sys.exit(detached(int(sys.argv[1]), float(sys.argv[2]), sys.argv[3], sys.argv[4:]))
+    sys.exit(detached(int(sys.argv[1]), float(sys.argv[2]), sys.argv[3], int(sys.argv[4]), sys.argv[5:]))

@@ -212,9 +212,10 @@ class VllmEngine:
                     whole = events.feed(data)
                     for part in singly(whole) if request.pieces == "token" else [whole]:
                         if (delta := reply.push(part)) is not None:
+                            if delta.finish is not None:
+                                self._measure(reply)  # not behind the yield: who has read the last piece comes no more
                             yield delta
                             if delta.finish is not None:
-                                self._measure(reply)
                                 return
             finally:
                 response.close()

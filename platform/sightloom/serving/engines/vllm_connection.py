@@ -13,10 +13,12 @@ import aiohttp
 from sightloom.errors import SightloomError, UserMistake
 from sightloom.serving.engines.child import Child
 from sightloom.serving.engines.settings import VllmSettings
-from sightloom.serving.engines.vllm_server import command, environment, find_python
+from sightloom.serving.engines.vllm_server import command, environment, find_python, has_gpu
 from sightloom.serving.engines.vllm_wire import Vocabulary
 
 CHAT: Final = "v1/chat/completions"
+# On a CPU vLLM computes and spins on all cores; what this process does for a request takes milliseconds and goes first.
+ON_A_CPU_NICE: Final = 10
 
 
 class Connection:
@@ -35,7 +37,8 @@ class Connection:
             return
         key = secrets.token_urlsafe(32)
         line = command(folder.resolve(), settings, words, window, find_python(settings))
-        self.child = Child(line, environment(settings, key, os.environ), settings.stop_grace_s)
+        nice = 0 if has_gpu(os.environ) else ON_A_CPU_NICE
+        self.child = Child(line, environment(settings, key, os.environ), settings.stop_grace_s, nice)
         connector = aiohttp.UnixConnector(path=str(self.child.socket), limit=0)
         self._http = _session(connector, "http://engine/", key, settings.stall_s)
 
