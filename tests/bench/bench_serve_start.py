@@ -1,4 +1,4 @@
-"""Cold start of an endpoint by part: weights (read and hashed), engine, warm-up, ready; for each engine.
+"""Cold start of an endpoint by part: weights (read and hashed), libraries, engine, warm-up, ready; for each engine.
 
     python tests/bench/bench_serve_start.py [--engines transformers vllm] [--model DIR] [--warm]
 
@@ -15,8 +15,6 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-
-from sightloom.model.scratch import build_folder
 
 QUESTION = "How many red circles are there?"
 
@@ -36,8 +34,10 @@ def one_start(folder: Path, engine: str, cache: str) -> dict[str, float]:
     for file in sorted(folder.iterdir()):
         hashlib.sha256(file.read_bytes()).hexdigest()
     parts["weights"] = time.perf_counter() - began
+    began = time.perf_counter()
     settings = VllmSettings(dtype="float32", cache=cache) if engine == "vllm" else TransformersSettings()
     served = make_engine(folder, "1", settings)
+    parts["libraries"] = time.perf_counter() - began  # torch and transformers, where the engine is in this process
 
     async def run() -> None:
         await served.start()
@@ -64,6 +64,8 @@ def main() -> None:
     if given.one:
         print(json.dumps(one_start(given.model, *given.one)))
         return
+    from sightloom.model.scratch import build_folder  # it loads torch, which a start has to do by itself
+
     with tempfile.TemporaryDirectory() as scratch:
         folder = given.model or build_folder("nano", [QUESTION] * 8, Path(scratch) / "nano", seed=1)
         for engine in given.engines:
