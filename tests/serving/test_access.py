@@ -8,13 +8,13 @@ import pytest
 from fastapi.testclient import TestClient
 
 from sightloom.errors import UserMistake
-from sightloom.serving.app import build_app
+from sightloom.serving.app import PLAYGROUND, build_app
 from sightloom.serving.auth import KeyRing, new_key
 from sightloom.serving.config import EndpointConfig
-from sightloom.serving.dispatch import LocalDispatcher
+from sightloom.serving.dispatch import LocalDispatcher, Route
 from sightloom.serving.engines.transformers import TransformersEngine
 from sightloom.serving.errors import ApiError
-from sightloom.serving.limits import Bucket, Limits
+from sightloom.serving.limits import Bucket, Limits, Pace, Quota
 from sightloom.serving.ports import check_host
 
 ASK = {"model": "sightloom", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 2, "temperature": 0}
@@ -51,7 +51,7 @@ def test_keys_open_what_their_scopes_say(tmp_path: Path, engine: TransformersEng
         assert ask(infer, "sightloom:3")[:2] == (403, "insufficient_scope")
         status, code, headers = ask(infer)
         assert (status, code) == (429, "rate_limit_exceeded")
-        assert int(headers["retry-after"]) >= 1
+        assert int(headers["retry-after"]) >= 1 and headers["x-ratelimit-remaining-requests"] == "0"
         assert ask(pin, "sightloom:3")[0] == 200
         assert client.get("/v1/models").status_code == 401
         listed = client.get("/v1/models", headers={"authorization": f"Bearer {infer}"})
@@ -129,9 +129,56 @@ def test_the_playground_is_one_page_that_needs_nothing_from_outside(engine: Tran
         assert policy.startswith("default-src 'self'; img-src 'self' data: blob:;")
         assert "frame-ancestors 'none'" in policy and "unsafe" not in policy
         assert "<script>" not in page.text and "style=" not in page.text and "onclick" not in page.text
-        names = ["style.css", "page.js", "api.js", "picture.js", "snippets.js", "icon.svg"]
+        names = [page.name for page in PLAYGROUND.iterdir() if page.suffix != ".html"]
+        assert {"style.css", "page.js", "markdown.js", "reply.js", "request.js"} <= set(names)
         texts = [page.text, *(client.get(f"/playground/{name}").text for name in names)]
         assert all(client.get(f"/playground/{name}").status_code == 200 for name in names)
         whole = "\n".join(texts).replace("http://www.w3.org/2000/svg", "")
         assert "http://" not in whole and "https://" not in whole and "innerHTML" not in whole
         assert "access-control-allow-origin" not in page.headers
+
+
+def test_a_key_s_tokens_are_reserved_on_arrival_and_settled_with_the_true_usage() -> None:
+    now, (_, entry) = [0.0], new_key()
+    quota = Quota(entry.model_copy(update={"tpm": 100}), lambda: now[0])
+    quota.enter()
+    assert quota.reserve(70) == 70
+    with pytest.raises(ApiError) as caught:
+        quota.reserve(40)
+    assert caught.value.code == "rate_limit_exceeded" and caught.value.retry_after_s == 7
+    quota.leave(20, 70)
+    assert quota.state() == {"running": 0, "requests_left": 599, "tokens_left": 80}
+    now[0] = 60.0
+    assert quota.reserve(5000) == 100, "what can never be there is not waited for"
+
+
+def test_a_key_without_a_single_request_is_no_key(tmp_path: Path) -> None:
+    _, entry = new_key()
+    (tmp_path / "keys.json").write_text(json.dumps([{**entry.model_dump(mode="json"), "rpm": 0}]))
+    with pytest.raises(UserMistake, match=r"keys\.json"):
+        KeyRing(str(tmp_path / "keys.json"))
+
+
+def test_who_is_refused_is_told_to_wait_as_long_as_the_queue_takes() -> None:
+    now = [100.0]
+    pace = Pace(lambda: now[0])
+    assert pace.wait_s(50) == 1, "nothing is known yet"
+    for _ in range(20):
+        now[0] += 0.5
+        pace.ended()
+    assert 5 <= pace.wait_s(11) <= 6
+    assert pace.wait_s(0) == 1 and pace.wait_s(10_000) == 30
+
+
+def test_a_fault_of_ours_is_an_answer_like_any_other(engine: TransformersEngine) -> None:
+    class Faulty(LocalDispatcher):
+        async def route(self, model: str, subject: str) -> Route:
+            raise ZeroDivisionError
+
+    app = build_app(EndpointConfig(), Faulty("sightloom", engine))
+    with TestClient(app, base_url="http://127.0.0.1") as client:
+        reply = client.post("/v1/chat/completions", json=ASK, headers={"x-request-id": "mine"})
+        text = client.get("/metrics").text
+    assert reply.status_code == 500 and reply.json()["error"]["code"] == "internal_error"
+    assert reply.headers["x-request-id"] == "mine" and "content-security-policy" in reply.headers
+    assert 'sightloom_requests_total{code="500"' in text and 'code="internal_error"' in text

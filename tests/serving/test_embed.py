@@ -16,7 +16,7 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 from sightloom.serving.app import build_app
-from sightloom.serving.clip import ClipModel, ClipSettings, LocalEmbedder
+from sightloom.serving.clip import About, ClipModel, ClipSettings, LocalEmbedder
 from sightloom.serving.config import EndpointConfig
 from sightloom.serving.dispatch import LocalDispatcher
 from sightloom.serving.engines.transformers import TransformersEngine
@@ -134,3 +134,28 @@ def test_what_arrives_together_shares_a_pass(tiny_clip: Path) -> None:
 
     asyncio.run(scenario())
     assert sizes == [32, 8]
+
+
+def test_a_text_beyond_the_model_s_window_is_refused_and_not_cut(asked: TestClient) -> None:
+    long = "a red circle beside a blue square " * 40
+    reply = asked.post("/embeddings", json={"model": "tiny", "input": ["short", long]})
+    error = reply.json()["error"]
+    assert reply.status_code == 400 and error["code"] == "context_length_exceeded" and error["param"] == "input[1]"
+    assert next(int(word) for word in error["message"].split() if word.isdigit()) > 77
+    scored = {"model": "tiny", "images": [data_url(picture())], "texts": [long]}
+    assert asked.post("/clip/score", json=scored).json()["error"]["param"] == "texts[0]"
+
+
+def test_a_model_that_fails_tells_everybody_who_waits(engine: TransformersEngine) -> None:
+    class Failing:
+        about = About(4, 1.0, None)
+
+        def features(self, items: Any) -> Any:
+            raise ZeroDivisionError
+
+    app = build_app(EndpointConfig(), LocalDispatcher("sightloom", engine), {"bad": LocalEmbedder(Failing())})  # type: ignore[arg-type]
+    with TestClient(app, base_url="http://127.0.0.1") as client:
+        for _ in range(2):
+            reply = client.post("/v1/embeddings", json={"model": "bad", "input": TEXTS})
+            assert reply.status_code == 500 and reply.json()["error"]["code"] == "internal_error"
+        assert client.get("/admin/state").json()["limits"]["in_flight"] == 0

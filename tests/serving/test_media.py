@@ -259,3 +259,61 @@ def test_a_slow_or_endless_server_is_left() -> None:
     with pytest.raises(ApiError) as caught:
         served(endless, "a.png", image_bytes=1_000_000, **opened)
     assert caught.value.code == "image_too_large"
+
+
+def cut_gif() -> bytes:
+    """An animated GIF that ends inside its second picture's descriptor."""
+    frames = [Image.new("P", (16, 16), colour) for colour in (1, 2)]
+    whole = encode(frames[0], "GIF", save_all=True, append_images=frames[1:], duration=100)
+    return whole[: whole.rindex(b"\x2c") + 4]
+
+
+def odd_exif(kind: str) -> bytes:
+    """A picture whose Exif ends behind its first four bytes."""
+    image = Image.new("RGB", (16, 16), "red")
+    return encode(image, kind, exif=b"Exif\0\0II*\0" if kind == "JPEG" else b"II*\0")
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [cut_gif(), odd_exif("PNG"), odd_exif("JPEG"), encode(Image.new("RGB", (64, 64), "red"), "WEBP")[:60]],
+    ids=["gif", "png-exif", "jpeg-exif", "webp"],
+)
+def test_whatever_a_decoder_stumbles_over_is_the_picture_s_fault(broken: bytes) -> None:
+    try:
+        loaded = load(data_url(broken))
+    except ApiError as error:
+        assert (error.status, error.code) == (400, "invalid_image")
+    else:  # Pillow may read past the damage; then what comes out is a whole picture
+        Image.open(io.BytesIO(loaded[0])).load()
+
+
+def test_a_phone_s_photo_with_a_second_picture_inside_is_its_first() -> None:
+    first, second = Image.new("RGB", (64, 48), "red"), Image.new("RGB", (64, 48), "blue")
+    photo = encode(first, "MPO", save_all=True, append_images=[second])
+    assert Image.open(io.BytesIO(photo)).format == "MPO"
+    shown = Image.open(io.BytesIO(load(data_url(photo, "image/jpeg"))[0])).convert("RGB")
+    red, _, blue = shown.getpixel((30, 20))  # type: ignore[misc]
+    assert shown.size == (64, 48) and red > 200 and blue < 50
+
+
+def test_a_picture_that_finds_no_free_thread_is_not_called_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow(data: bytes, reference: Reference) -> bytes:
+        time.sleep(0.5)
+        return data
+
+    monkeypatch.setattr("sightloom.serving.media.normalise", slow)
+
+    async def run(seconds: float) -> list[bytes | BaseException]:
+        guard = MediaGuard(MediaLimits(decode_s=seconds))
+        asked = [Reference(data_url(picture()), "auto", "p") for _ in range(8)]
+        try:
+            loads = await asyncio.gather(*(guard.load([one]) for one in asked), return_exceptions=True)
+            return [one if isinstance(one, BaseException) else one[0] for one in loads]
+        finally:
+            await guard.close()
+
+    assert not any(isinstance(one, BaseException) for one in asyncio.run(run(0.8))), "a wait is no decoding"
+    found = asyncio.run(run(0.2))
+    codes = sorted(one.code for one in found if isinstance(one, ApiError))
+    assert codes == ["engine_overloaded"] * 4 + ["invalid_image"] * 4, "too slow are those that were decoded"

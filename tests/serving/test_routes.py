@@ -117,6 +117,7 @@ def test_pins_and_what_clients_did_wrong_do_not_count() -> None:
     recorder.add(replace(good, status=400, code="invalid_value"))
     recorder.add(replace(good, status=429, code="rate_limit_exceeded"))
     recorder.add(replace(good, status=429, code="engine_overloaded"))
+    recorder.add(replace(good, status=504, code="deadline_exceeded", hurried=True))
     recorder.add(replace(good, route="shadow", agrees=True))
     live, shadow = recorder.take()
     assert (live.requests, live.errors, live.version, live.generation) == (2, 1, 2, 7)
@@ -134,7 +135,9 @@ def test_shadows_are_few_at_once_dropped_when_full_and_compared() -> None:
             raise ApiError(429, "engine_overloaded", "full")
         if request.request_id == "2-shadow":
             raise ApiError(502, "engine_error", "lost")
-        yield Delta(answer=" Yes" if request.request_id == "0-shadow" else "no", num_answer_tokens=1, finish="stop")
+        yield Delta(answer=" Yes! And more" if request.request_id == "0-shadow" else "no", num_answer_tokens=1)
+        assert request.request_id != "0-shadow", "behind a stop string nothing more is asked for"
+        yield Delta(finish="stop")
 
     async def scenario(engine_free_route: Route) -> list[bool]:
         shadows = Shadows(ask, outcomes.append, meters)
@@ -143,7 +146,7 @@ def test_shadows_are_few_at_once_dropped_when_full_and_compared() -> None:
             "", (Turn("user", ("x",)),), (), Sampling(0, 1, 0, 0), Thinking(None, None, 1), max_tokens=4, deadline_s=9
         )
         sent = [
-            shadows.send(routes, engine_free_route, replace(request, request_id=str(number)), "yes")
+            shadows.send(routes, engine_free_route, replace(request, request_id=str(number)), ("!",), "yes")
             for number in range(MAX_AT_ONCE + 1)
         ]
         gate.set()

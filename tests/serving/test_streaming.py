@@ -2,16 +2,20 @@
 
 import asyncio
 import json
+import threading
 from collections.abc import AsyncGenerator
 from typing import Any
 
 import pytest
+from fastapi.testclient import TestClient
 
+from sightloom.errors import SightloomError
 from sightloom.serving.app import build_app
 from sightloom.serving.config import EndpointConfig
 from sightloom.serving.dispatch import LocalDispatcher, Route
-from sightloom.serving.engines.base import Delta, EngineRequest
+from sightloom.serving.engines.base import Delta, EngineRequest, PromptUsage
 from sightloom.serving.engines.transformers import TransformersEngine
+from sightloom.serving.errors import ApiError
 from sightloom.serving.meters import LocalMeters
 
 BODY = json.dumps(
@@ -75,3 +79,103 @@ def test_a_client_that_leaves_takes_its_reply_along(engine: TransformersEngine, 
     text = meters.text().decode()
     assert 'phase="decode"' in text, "a client that left is counted"
     assert 'sightloom_inflight{model="sightloom",version="3"} 0.0' in text, text
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_what_takes_longer_than_its_deadline_is_told_so(engine: TransformersEngine, stream: bool) -> None:
+    dispatcher, meters = Endless("sightloom", engine), LocalMeters()
+    app = build_app(EndpointConfig(deadline_s=1.2), dispatcher, meters=meters)
+    ask = {**json.loads(BODY), "stream": stream}
+    with TestClient(app, base_url="http://127.0.0.1") as client:
+        reply = client.post("/v1/chat/completions", json={**ask, "sightloom": {"deadline_s": 1}})
+        late = client.post("/v1/chat/completions", json={**ask, "sightloom": {"deadline_s": 2}})
+        assert dispatcher.running == 0
+    if stream:
+        events = [line for line in reply.text.splitlines() if line]
+        assert reply.status_code == 200 and '"code":"deadline_exceeded"' in events[-2] and events[-1] == "data: [DONE]"
+    else:
+        assert reply.status_code == 504 and reply.json()["error"]["code"] == "deadline_exceeded"
+    assert late.status_code == 400 and late.json()["error"]["param"] == "sightloom.deadline_s", "refused, not shortened"
+    assert 'code="deadline_exceeded"' in meters.text().decode()
+
+
+class Scripted(LocalDispatcher):
+    """Its engine says what it is told, then fails if it is told."""
+
+    def __init__(self, name: str, engine: TransformersEngine, deltas: list[Delta], error: ApiError | None) -> None:
+        super().__init__(name, engine)
+        self._deltas, self._error = deltas, error
+
+    async def route(self, model: str, subject: str) -> Route:
+        """The route of a real engine, with the scripted reply."""
+        real = await super().route(model, subject)
+        return Route(real.model, real.kind, real.generation, real.info, self.generate)
+
+    async def generate(self, request: EngineRequest) -> AsyncGenerator[Delta, None]:
+        """The deltas, half a second apart where one is empty."""
+        for delta in self._deltas:
+            if delta == Delta():
+                await asyncio.sleep(0.5)
+            else:
+                yield delta
+        if self._error is not None:
+            raise self._error
+
+
+def events_of(engine: TransformersEngine, deltas: list[Delta], error: ApiError | None, **ask: Any) -> list[Any]:
+    app = build_app(EndpointConfig(keep_alive_s=0.2), Scripted("sightloom", engine, deltas, error))
+    with TestClient(app, base_url="http://127.0.0.1") as client:
+        text = client.post("/v1/chat/completions", json={**json.loads(BODY), **ask}).text
+    lines = [line for line in text.split("\n") if line]
+    return [json.loads(line[6:]) if line.startswith("data: {") else line for line in lines]
+
+
+def test_the_transcript_of_a_stream(engine: TransformersEngine) -> None:
+    usage = PromptUsage(7, 3, 2)
+    deltas = [
+        Delta(reasoning="hm", num_reasoning_tokens=1, usage=usage), Delta(),
+        Delta(answer=" Yes", num_answer_tokens=1), Delta(answer=".", num_answer_tokens=1, finish="stop"),
+    ]  # fmt: skip
+    found = events_of(engine, deltas, None, stream_options={"include_usage": True, "continuous_usage_stats": True})
+    assert found[-1] == "data: [DONE]" and ":keep-alive" in found
+    chunks = [one for one in found if isinstance(one, dict)]
+    shown = [(one["choices"][0]["delta"], one["choices"][0]["finish_reason"]) for one in chunks if one["choices"]]
+    assert shown == [
+        ({"role": "assistant", "content": ""}, None),
+        ({"reasoning_content": "hm", "reasoning": "hm"}, None),
+        ({"content": "Yes"}, None), ({"content": "."}, None), ({}, "stop"),
+    ]  # fmt: skip
+    assert len({(one["id"], one["created"], one["model"], one["system_fingerprint"]) for one in chunks}) == 1
+    counts = [one["usage"]["completion_tokens"] for one in chunks[1:]]
+    assert counts == sorted(counts) and counts[0] == 1 and counts[-1] == 3, "usage goes along with every chunk"
+    assert chunks[-1]["choices"] == [] and chunks[-1]["usage"] == {
+        "prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10,
+        "prompt_tokens_details": {"cached_tokens": 2, "image_tokens": 3},
+        "completion_tokens_details": {"reasoning_tokens": 1},
+    }  # fmt: skip
+
+
+def test_the_transcript_of_a_stream_that_fails(engine: TransformersEngine) -> None:
+    found = events_of(engine, [Delta(answer="Yes", num_answer_tokens=1)], ApiError(502, "engine_error", "it was lost"))
+    assert found[-1] == "data: [DONE]"
+    assert found[-2] == {
+        "error": {"message": "it was lost", "type": "server_error", "param": None, "code": "engine_error"}
+    }
+    assert [one["choices"][0]["delta"].get("content") for one in found[:2]] == ["", "Yes"]
+
+
+def test_a_batch_that_fails_is_told_and_a_dead_thread_is_seen(
+    engine: TransformersEngine, client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask = {**json.loads(BODY), "stream": False, "max_tokens": 2}
+    with monkeypatch.context() as patched:
+        patched.setattr(engine._generator, "generate", lambda *_: 1 / 0)
+        reply = client.post("/v1/chat/completions", json=ask)
+    assert reply.status_code == 502 and "ZeroDivisionError" in reply.json()["error"]["message"]
+    assert client.post("/v1/chat/completions", json=ask).status_code == 200, "the next batch is answered"
+    assert engine.load().alive
+    with monkeypatch.context() as patched:
+        patched.setattr(engine, "_thread", threading.Thread())  # one that does not run
+        with pytest.raises(SightloomError):
+            engine.check()
+        assert client.post("/v1/chat/completions", json=ask).status_code == 503

@@ -111,3 +111,10 @@ def test_a_format_without_a_schema_or_with_a_foreign_key_is_refused(client: Test
         ({"type": "regex"}, "invalid_value"),
     ):
         assert client.post(CHAT, json=body(response_format=wanted)).json()["error"]["code"] == code
+
+
+@pytest.mark.parametrize("kind", ["text", "json_object"])
+def test_a_schema_beside_a_form_that_has_none_is_not_ignored(client: TestClient, kind: str) -> None:
+    wanted = {"type": kind, "json_schema": {"name": "answer", "schema": SCHEMA}}
+    reply = client.post(CHAT, json=body(response_format=wanted))
+    assert reply.status_code == 400 and reply.json()["error"]["param"] == "response_format.json_schema"

@@ -34,9 +34,9 @@ class KeyEntry(Frozen):
     id: Annotated[str, Field(pattern=r"^[A-Za-z0-9]{8}$")]
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     scopes: frozenset[Scope] = frozenset({"infer"})
-    rpm: int | None = 600
-    tpm: int | None = 200_000
-    max_concurrent: int | None = 32
+    rpm: Annotated[int, Field(ge=1)] | None = 600
+    tpm: Annotated[int, Field(ge=1)] | None = 200_000
+    max_concurrent: Annotated[int, Field(ge=1)] | None = 32
     expires_at: float | None = None
 
 

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -11,20 +11,21 @@ from starlette.responses import JSONResponse, Response
 from sightloom.serving.attempt import Attempt
 from sightloom.serving.auth import require
 from sightloom.serving.dispatch import Dispatcher, Route, parse_model
-from sightloom.serving.errors import ApiError
+from sightloom.serving.errors import ApiError, invalid
 from sightloom.serving.gate import Visit
 from sightloom.serving.gauges import Busy
 from sightloom.serving.media import MediaGuard
 from sightloom.serving.observe import Watch
 from sightloom.serving.protocol import ChatRequest, parse, read_json
 from sightloom.serving.replies import Draft, Head
-from sightloom.serving.resolve import check_features, references, resolve
+from sightloom.serving.resolve import check_features, most_tokens, references, resolve
 from sightloom.serving.samples import Samples
 from sightloom.serving.streaming import EventStream
 from sightloom.serving.structure import grammar_of
 from sightloom.serving.voting import Voted
 
 T = TypeVar("T")
+DEADLINE: Final = "sightloom.deadline_s"
 
 
 class ClientGone(Exception):
@@ -59,8 +60,11 @@ class Chat:
         began = time.monotonic()
         visit: Visit = request.state.visit
         chat = parse(ChatRequest, read_json(await read_body(request, self._body_bytes)))
+        if (chat.sightloom.deadline_s or 0) > self._deadline_s:
+            raise invalid(f"'sightloom.deadline_s': this endpoint answers within {self._deadline_s:g} s", DEADLINE)
         route = await self._route(chat, request, visit)
         check_features(chat, route.info)
+        visit.reserve(most_tokens(chat, route.info))
         grammar = await grammar_of(chat.response_format)
         images = await self._guard.load(references(chat))
         media_s = time.monotonic() - began
@@ -98,12 +102,13 @@ class Chat:
         began: float,
         lost_s: float,
     ) -> Attempt:
-        deadline_s = min(chat.sightloom.deadline_s or self._deadline_s, self._deadline_s)
+        deadline_s = chat.sightloom.deadline_s or self._deadline_s
         asked = resolve(chat, images, route.info, visit.request_id, deadline_s, grammar, visit.traceparent)
         head = Head(f"chatcmpl-{visit.request_id}", chat.model, route.info.fingerprint, chat.include_reasoning)
         samples = Samples(route, asked, chat.stops, deadline_s, self._busy)
         shown = Voted(samples, len(asked)) if len(asked) > chat.n else samples
-        return Attempt(visit, chat, route, asked, head, shown, Watch(route, chat.stream, began), lost_s)
+        watch = Watch(route, chat.stream, began, hurried=chat.sightloom.deadline_s is not None)
+        return Attempt(visit, chat, route, asked, head, shown, watch, lost_s)
 
     async def _answer(self, request: Request, attempt: Attempt, media_s: float, began: float) -> Response:
         """One attempt's answer; raises ApiError where it failed before its first byte."""
@@ -136,7 +141,7 @@ class Chat:
         outcome = attempt.watch.answered()
         self._dispatcher.record(outcome)
         attempt.note(outcome)
-        self._dispatcher.shadow(attempt.route, attempt.asked[0], attempt.watch.answer)
+        self._dispatcher.shadow(attempt.route, attempt.asked[0], attempt.chat.stops, attempt.watch.answer)
 
     def _failed(self, attempt: Attempt, error: ApiError) -> None:
         self._dispatcher.record(attempt.watch.failed(error))

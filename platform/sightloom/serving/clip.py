@@ -36,10 +36,11 @@ class ClipSettings(Frozen):
 
 @dataclass(frozen=True, slots=True)
 class Feature:
-    """One item's feature, of length 1; `num_tokens`: of a text, both ends included."""
+    """One item's feature, of length 1; `num_tokens`: read of a text, both ends included; `cut`: those not read."""
 
     vector_D: npt.NDArray[np.float32]
     num_tokens: int
+    cut: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +96,8 @@ class ClipModel:
         if texts:
             tokens_NT = self._tokenizer([text for _, text in texts]).to(self._device)
             vectors_ND = self._model.encode_text(tokens_NT, normalize=True).float().cpu().numpy()
-            for (place, _), tokens_T, vector_D in zip(texts, tokens_NT, vectors_ND, strict=True):
-                found[place] = Feature(vector_D, int((tokens_T != 0).sum()))
+            for (place, text), tokens_T, vector_D in zip(texts, tokens_NT, vectors_ND, strict=True):
+                found[place] = Feature(vector_D, int((tokens_T != 0).sum()), self._beyond(text, len(tokens_T)))
         pictures = [(place, item) for place, item in enumerate(items) if isinstance(item, bytes)]
         if pictures:
             images_NCHW = torch.stack([self._pixels(data) for _, data in pictures]).to(self._device)
@@ -104,6 +105,14 @@ class ClipModel:
             for (place, _), vector_D in zip(pictures, vectors_ND, strict=True):
                 found[place] = Feature(vector_D, 0)
         return [found[place] for place in range(len(items))]
+
+    def _beyond(self, text: str, room: int) -> int:
+        """How many of a text's tokens the model does not read."""
+        if hasattr(self._tokenizer, "tokenizer"):  # one of Hugging Face's
+            length = len(self._tokenizer.tokenizer(self._tokenizer.clean_fn(text)).input_ids)
+        else:
+            length = len(self._tokenizer.encode(text)) + 2  # both ends
+        return max(0, length - room)
 
     def _pixels(self, data: bytes) -> Any:
         return self._preprocess(Image.open(io.BytesIO(data)).convert("RGB"))
@@ -137,7 +146,7 @@ class LocalEmbedder:
             batch, self._waiting = self._waiting[: self._max_batch], self._waiting[self._max_batch :]
             try:
                 features = await asyncio.to_thread(self._model.features, [item for item, _ in batch])
-            except (RuntimeError, OSError, ValueError) as error:
+            except Exception as error:  # noqa: BLE001  whatever a model raises, who waits is told
                 for _, future in batch:
                     if not future.done():
                         future.set_exception(error)

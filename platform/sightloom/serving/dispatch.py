@@ -138,7 +138,7 @@ class Dispatcher(Protocol):
         """Take note of how an attempt ended."""
         ...
 
-    def shadow(self, route: Route, request: EngineRequest, answer: str) -> None:
+    def shadow(self, route: Route, request: EngineRequest, stops: tuple[str, ...], answer: str) -> None:
         """Ask another version the same in the background, where the routes say so."""
         ...
 
@@ -197,7 +197,7 @@ class LocalDispatcher:
     def record(self, outcome: "Outcome") -> None:
         """Nobody asks."""
 
-    def shadow(self, route: Route, request: EngineRequest, answer: str) -> None:
+    def shadow(self, route: Route, request: EngineRequest, stops: tuple[str, ...], answer: str) -> None:
         """There is no other version."""
 
     async def state(self) -> dict[str, Any]:

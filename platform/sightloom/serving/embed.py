@@ -15,7 +15,7 @@ from starlette.requests import Request
 from sightloom.serving.chat import read_body
 from sightloom.serving.clip import Embedder, Feature, Item
 from sightloom.serving.dispatch import not_found
-from sightloom.serving.errors import invalid
+from sightloom.serving.errors import ApiError, invalid
 from sightloom.serving.gate import Visit
 from sightloom.serving.media import MediaGuard, Reference
 from sightloom.serving.protocol import Body, ImagePart, Part, TextPart, parse, read_json
@@ -23,6 +23,7 @@ from sightloom.serving.protocol import Body, ImagePart, Part, TextPart, parse, r
 MAX_TEXTS: Final = 256
 MAX_IMAGES: Final = 32
 MAX_PARTS: Final = 64
+DEADLINE_S: Final = 60.0
 Text = Annotated[str, Field(min_length=1, max_length=20_000)]
 
 
@@ -114,7 +115,8 @@ class Embeddings:
             next(images) if isinstance(part, ImagePart) else part.text if isinstance(part, TextPart) else part
             for part in given
         ]
-        features = await self._embed(embedder, items, request)
+        paths = ["input" if isinstance(asked.input, str) else f"input[{place}]" for place in range(len(items))]
+        features = await self._embed(embedder, items, paths, request)
         vectors = [_encoded(feature.vector_D, asked.encoding_format) for feature in features]
         return EmbeddingList(
             data=[Embedding(index=index, embedding=vector) for index, vector in enumerate(vectors)],
@@ -134,7 +136,9 @@ class Embeddings:
             raise invalid(f"'pairwise': {len(asked.images)} pictures but {len(asked.texts)} texts", "pairwise")
         references = [Reference(url, "auto", f"images[{place}]") for place, url in enumerate(asked.images)]
         images = await self._guard.load(references, MAX_IMAGES)
-        features = await self._embed(embedder, [*images, *asked.texts], request)
+        paths = [f"images[{place}]" for place in range(len(images))]
+        paths += [f"texts[{place}]" for place in range(len(asked.texts))]
+        features = await self._embed(embedder, [*images, *asked.texts], paths, request)
         matrix_ND = np.stack([feature.vector_D for feature in features])
         images_ND, texts_ND = matrix_ND[: len(images)], matrix_ND[len(images) :]
         cosines = (images_ND * texts_ND).sum(1, keepdims=True) if asked.pairwise else images_ND @ texts_ND.T
@@ -152,9 +156,23 @@ class Embeddings:
             raise not_found(model, tuple(self._embedders))
         return self._embedders[model]
 
-    async def _embed(self, embedder: Embedder, items: Sequence[Item], request: Request) -> list[Feature]:
+    async def _embed(
+        self, embedder: Embedder, items: Sequence[Item], paths: Sequence[str], request: Request
+    ) -> list[Feature]:
         visit: Visit = request.state.visit
-        features = list(await asyncio.gather(*(embedder.embed(item) for item in items)))
+        try:
+            async with asyncio.timeout(DEADLINE_S), asyncio.TaskGroup() as group:
+                tasks = [group.create_task(embedder.embed(item)) for item in items]
+        except TimeoutError as error:
+            raise ApiError(504, "deadline_exceeded", f"no answer within {DEADLINE_S:g} s") from error
+        except ExceptionGroup as failed:  # the first cancels its siblings
+            raise failed.exceptions[0] from None
+        features = [task.result() for task in tasks]
+        for feature, path in zip(features, paths, strict=True):
+            if feature.cut:
+                room, given = feature.num_tokens, feature.num_tokens + feature.cut
+                message = f"the text has {given} tokens; the model reads {room}"
+                raise ApiError(400, "context_length_exceeded", message, path)
         visit.num_tokens = sum(feature.num_tokens for feature in features)
         return features
 

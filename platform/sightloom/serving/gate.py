@@ -4,6 +4,7 @@ It stands in the app and not in a proxy, because a replica may be reached beside
 """
 
 import json
+import logging
 import re
 import secrets
 import time
@@ -14,11 +15,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sightloom.serving.auth import ANYBODY, KeyEntry, KeyRing, require
 from sightloom.serving.errors import ApiError
-from sightloom.serving.limits import Limits
+from sightloom.serving.limits import Limits, Quota
 from sightloom.serving.meters import Meters
 from sightloom.serving.seen import Facts, tell
 from sightloom.serving.traces import Traces
 
+_log = logging.getLogger(__name__)
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _CSP: Final = (
     "default-src 'self'; img-src 'self' data: blob:; object-src 'none'; base-uri 'none'; form-action 'none'; "
@@ -47,6 +49,18 @@ class Visit:
     status: int = 0
     traceparent: str = ""
     key_id: str = ""
+    quota: Quota | None = None
+    reserved: int = 0  # tokens
+
+    def reserve(self, num_tokens: int) -> None:
+        """Take the most that it may use from its key's quota, until the true usage is known.
+
+        Raises:
+            ApiError: 429 `rate_limit_exceeded`.
+        """
+        if self.quota is not None:
+            self.reserved += self.quota.reserve(num_tokens)
+            self.headers.update(self.quota.headers())
 
 
 class Gate:
@@ -93,6 +107,13 @@ class Gate:
             visit.traceparent = trace.traceparent
         try:
             await self._enter(visit, given, scope, receive, send_with_headers)
+        except Exception:  # a fault of ours: the client gets our 500 and not the framework's, which bypasses this gate
+            _log.exception("request %s failed", visit.request_id)
+            failure = ApiError(500, "internal_error", "the request failed inside the endpoint")
+            visit.facts.failed(failure)
+            if visit.status:  # the answer has begun: the connection is cut
+                raise
+            await send_error(failure, send_with_headers)
         finally:
             seconds, status = time.monotonic() - began, visit.status or 499
             tell(self._meters, visit.facts, visit.request_id, visit.key_id, status, seconds)
@@ -107,17 +128,19 @@ class Gate:
             visit.key = self._keys.identify(given.get(b"authorization"))
             visit.key_id = visit.key.id
             require(visit.key, "infer")
-            quota = self._limits.enter(visit.key)
+            quota = visit.quota = self._limits.enter(visit.key)
             visit.facts.auth_s = time.monotonic() - began
         except ApiError as error:
             visit.facts.failed(error)
+            if visit.key_id:
+                visit.headers.update(self._limits.headers(visit.key))
             await send_error(error, send_with_headers)
             return
         try:
             visit.headers.update(quota.headers())
             await self._app(scope, receive, send_with_headers)
         finally:
-            self._limits.leave(quota, visit.num_tokens)
+            self._limits.leave(quota, visit.num_tokens, visit.reserved)
 
 
 async def send_error(error: ApiError, send: Any) -> None:

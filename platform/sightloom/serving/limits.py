@@ -1,13 +1,17 @@
 """Quotas of a key and admission of the endpoint (serving.md §6)."""
 
 import time
+from collections import deque
 from collections.abc import Callable
+from math import ceil
 from typing import Any, Final
 
 from sightloom.serving.auth import KeyEntry
 from sightloom.serving.errors import ApiError
 
 _MINUTE_S: Final = 60.0
+SHORTEST_WAIT_S: Final = 1
+LONGEST_WAIT_S: Final = 30
 
 
 class Bucket:
@@ -36,11 +40,31 @@ class Bucket:
         return max(0.0, (amount - self.level) * _MINUTE_S / self.limit)
 
 
+class Pace:
+    """How fast requests end, over the last minute or so: what a refused client is told to wait."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._ends: deque[float] = deque(maxlen=256)
+
+    def ended(self) -> None:
+        """A request has ended."""
+        self._ends.append(self._clock())
+
+    def wait_s(self, queued: int) -> int:
+        """Whole seconds until `queued` requests have ended at this pace: 1 to 30."""
+        recent = [at for at in self._ends if at > self._clock() - _MINUTE_S]
+        if not recent:
+            return SHORTEST_WAIT_S
+        rate = len(recent) / max(1.0, self._clock() - recent[0])
+        return max(SHORTEST_WAIT_S, min(LONGEST_WAIT_S, ceil(queued / rate)))
+
+
 class Quota:
     """One key's requests, tokens and concurrent requests in this process.
 
-    With several router replicas each has its own, so the bound is approximate. Tokens are taken when a request has
-    ended, from its true usage; a key that overdrew waits until the bucket has recovered.
+    With several router replicas each has its own, so the bound is approximate. Tokens are reserved once a request's
+    bound is known and settled with its true usage; a key that overdrew waits until the bucket has recovered.
     """
 
     def __init__(self, entry: KeyEntry, clock: Callable[[], float] = time.monotonic) -> None:
@@ -66,11 +90,26 @@ class Quota:
             self._requests.take(1)
         self._running += 1
 
-    def leave(self, num_tokens: int) -> None:
-        """End a request that used `num_tokens`."""
+    def reserve(self, num_tokens: int) -> int:
+        """Take the most that a request may use; returns what was taken, never more than a minute's.
+
+        Raises:
+            ApiError: 429 `rate_limit_exceeded`.
+        """
+        if self._tokens is None:
+            return 0
+        amount = min(num_tokens, self._tokens.limit)
+        if (wait_s := self._tokens.wait_s(amount)) > 0:
+            message = f"the request may use {num_tokens} tokens; {int(self._tokens.level)} of the key's are left"
+            raise ApiError(429, "rate_limit_exceeded", message, retry_after_s=int(wait_s) + 1)
+        self._tokens.take(amount)
+        return amount
+
+    def leave(self, num_tokens: int, reserved: int = 0) -> None:
+        """End a request that used `num_tokens`, of which some were reserved."""
         self._running -= 1
         if self._tokens is not None:
-            self._tokens.take(num_tokens)
+            self._tokens.take(num_tokens - reserved)
 
     def state(self) -> dict[str, Any]:
         """What runs and what is left; None: no bound."""
@@ -97,6 +136,7 @@ class Limits:
     def __init__(self, max_in_flight: int) -> None:
         self._max_in_flight = max_in_flight
         self._in_flight = 0
+        self.pace = Pace()
         self._quotas: dict[str, Quota] = {}
 
     def enter(self, entry: KeyEntry) -> Quota:
@@ -109,7 +149,10 @@ class Limits:
         if quota is None or quota.entry != entry:
             quota = self._quotas[entry.id] = Quota(entry)
         if self._in_flight >= self._max_in_flight:
-            raise ApiError(429, "engine_overloaded", "the endpoint has no room for another request", retry_after_s=1)
+            wait_s = self.pace.wait_s(self._in_flight)
+            raise ApiError(
+                429, "engine_overloaded", "the endpoint has no room for another request", retry_after_s=wait_s
+            )
         quota.enter()
         self._in_flight += 1
         return quota
@@ -118,7 +161,13 @@ class Limits:
         """How full it is: requests altogether and of each key that has called."""
         return {"in_flight": self._in_flight, "keys": {key: quota.state() for key, quota in self._quotas.items()}}
 
-    def leave(self, quota: Quota, num_tokens: int) -> None:
+    def headers(self, entry: KeyEntry) -> dict[str, str]:
+        """What is left to a key, also where it was refused."""
+        quota = self._quotas.get(entry.id)
+        return quota.headers() if quota is not None else {}
+
+    def leave(self, quota: Quota, num_tokens: int, reserved: int = 0) -> None:
         """End an admitted request."""
         self._in_flight -= 1
-        quota.leave(num_tokens)
+        self.pace.ended()
+        quota.leave(num_tokens, reserved)

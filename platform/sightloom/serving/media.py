@@ -16,17 +16,19 @@ from typing import Final
 from urllib.parse import urljoin, urlsplit
 
 import aiohttp
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from sightloom.address import blocked_by, guarded_socket_factory
 from sightloom.config import Frozen
 from sightloom.serving.errors import ApiError, invalid
+from sightloom.serving.limits import SHORTEST_WAIT_S
 
 _SIGNATURES: Final = ((b"\x89PNG\r\n\x1a\n", "PNG"), (b"\xff\xd8\xff", "JPEG"), (b"GIF8", "GIF"), (b"BM", "BMP"))
 _FORMATS: Final = "PNG, JPEG, WEBP, GIF and BMP"
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 LOW_DETAIL_PX: Final = 512
 MIN_SIDE_PX: Final = 2
+THREADS: Final = 4
 
 
 class MediaLimits(Frozen):
@@ -62,7 +64,8 @@ class MediaGuard:
 
     def __init__(self, limits: MediaLimits) -> None:
         self._limits = limits
-        self._threads = ThreadPoolExecutor(4, thread_name_prefix="media")
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="media")
+        self._places = asyncio.Semaphore(THREADS)
         self._session: aiohttp.ClientSession | None = None
 
     async def load(self, references: Sequence[Reference], max_images: int | None = None) -> list[bytes]:
@@ -90,15 +93,22 @@ class MediaGuard:
             pixels += _check_header(data, reference, limits)
             if pixels > limits.total_pixels:
                 raise _too_large(f"the pictures have more than {limits.total_pixels} pixels together", reference.param)
-        loop = asyncio.get_running_loop()
-        decoded: list[bytes] = []
-        for data, reference in zip(encoded, references, strict=True):
-            work = loop.run_in_executor(self._threads, normalise, data, reference)
-            try:
-                decoded.append(await asyncio.wait_for(work, limits.decode_s))
-            except TimeoutError as error:
-                raise _broken(f"decoding took more than {limits.decode_s:g} s", reference) from error
-        return decoded
+        return [await self._decode(data, reference) for data, reference in zip(encoded, references, strict=True)]
+
+    async def _decode(self, data: bytes, reference: Reference) -> bytes:
+        """Decode in a thread; its seconds count from when one is free."""
+        seconds, loop = self._limits.decode_s, asyncio.get_running_loop()
+        try:
+            await asyncio.wait_for(self._places.acquire(), seconds)
+        except TimeoutError as error:
+            why = "all threads that decode pictures are busy"
+            raise ApiError(429, "engine_overloaded", why, retry_after_s=SHORTEST_WAIT_S) from error
+        work = self._threads.submit(normalise, data, reference)
+        work.add_done_callback(lambda _: loop.call_soon_threadsafe(self._places.release))  # a slow one still has it
+        try:
+            return await asyncio.wait_for(asyncio.wrap_future(work), seconds)
+        except TimeoutError as error:
+            raise _broken(f"decoding took more than {seconds:g} s", reference) from error
 
     async def close(self) -> None:
         """Give threads and connections back."""
@@ -154,13 +164,13 @@ def normalise(data: bytes, reference: Reference) -> bytes:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             image = Image.open(io.BytesIO(data))
             shrink = reference.detail == "low" and max(image.size) > LOW_DETAIL_PX
-            if image.format == "JPEG" and image.mode == "RGB" and not _has_turn(image) and not shrink:
+            if image.format in ("JPEG", "MPO") and image.mode == "RGB" and not _has_turn(image) and not shrink:
                 image.draft("L", (1, 1))  # its pixels are not wanted: every byte is read, at half the cost
                 image.load()
                 return data
             image.load()
             upright = ImageOps.exif_transpose(image)
-    except (OSError, SyntaxError, ValueError, EOFError, MemoryError, Image.DecompressionBombError, Warning) as error:
+    except Exception as error:  # whatever a decoder makes of foreign bytes: struct.error, zlib.error, a warning
         raise _broken("it is truncated or damaged", reference) from error
     if upright.mode == "RGB" and upright.size == image.size and not _has_turn(image) and not shrink:
         return data
@@ -202,10 +212,10 @@ def _check_header(data: bytes, reference: Reference, limits: MediaLimits) -> int
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             image = Image.open(io.BytesIO(data), formats=(kind,))
             width, height = image.size
-            animated = getattr(image, "is_animated", False)
+            animated = image.format != "MPO" and getattr(image, "is_animated", False)
     except Image.DecompressionBombError as error:
         raise _too_large(f"the picture has more than {limits.image_pixels} pixels", reference.param) from error
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, EOFError, KeyError, IndexError) as error:
+    except Exception as error:  # whatever a decoder makes of foreign bytes
         raise _broken(f"its {kind} header is damaged", reference) from error
     if width * height > limits.image_pixels:
         raise _too_large(f"the picture has {width}x{height} pixels; at most {limits.image_pixels}", reference.param)

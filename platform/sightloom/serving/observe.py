@@ -15,7 +15,10 @@ MAX_LATENCIES: Final = 64  # of one row: a second's sample is enough for a perce
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How one attempt to answer ended. `code`: empty, or the error's. `agrees`: of a shadow, with the live answer."""
+    """How one attempt to answer ended.
+
+    `code`: empty, or the error's. `agrees`: of a shadow, with the live answer. `hurried`: its client set a deadline.
+    """
 
     model: str
     version: str
@@ -29,10 +32,13 @@ class Outcome:
     ttft_s: float | None = None
     tpot_s: float | None = None
     agrees: bool | None = None
+    hurried: bool = False
 
     @property
     def failed(self) -> bool:
-        """Whether the version is to blame: not for what clients did wrong."""
+        """Whether the version is to blame: not for what clients did wrong, a deadline of their own included."""
+        if self.code == "deadline_exceeded" and self.hurried:
+            return False
         return self.status >= 500 or self.code == "engine_overloaded"
 
     @property
@@ -44,8 +50,8 @@ class Outcome:
 class Watch:
     """Watches one attempt while its pieces arrive."""
 
-    def __init__(self, route: Route, stream: bool, began: float) -> None:
-        self._route, self._stream, self._began = route, stream, began
+    def __init__(self, route: Route, stream: bool, began: float, hurried: bool = False) -> None:
+        self._route, self._stream, self._began, self._hurried = route, stream, began, hurried
         self._first = self._last = 0.0
         self._num_tokens = 0
         self._malformed = False
@@ -81,7 +87,7 @@ class Watch:
         ttft = self._first - self._began if self._first else None
         return Outcome(
             route.model, route.info.version, route.kind, route.generation, self._stream, status, code,
-            empty, self._malformed, ttft, tpot,
+            empty, self._malformed, ttft, tpot, hurried=self._hurried,
         )  # fmt: skip
 
 

@@ -44,6 +44,14 @@ def check_features(chat: ChatRequest, info: EngineInfo) -> None:
             raise unsupported(param, f"the engine '{info.kind}' has no {feature.replace('_', ' ')}")
 
 
+def most_tokens(chat: ChatRequest, info: EngineInfo) -> int:
+    """The most tokens that a request may use, all samples together; a token of text is taken for four characters."""
+    vote = chat.sightloom.self_consistency
+    samples = chat.n if vote is None else vote.n
+    texts = sum(len(part) for turn in _turns(chat) for part in turn.parts if isinstance(part, str))
+    return texts // 4 + samples * min(_bound(chat), info.max_model_len)
+
+
 def resolve(
     chat: ChatRequest,
     images: list[bytes],
@@ -92,7 +100,7 @@ def resolve(
             seeded=chat.seed is not None,
         ),
         thinking=thinking,
-        max_tokens=chat.max_completion_tokens or chat.max_tokens or DEFAULT_MAX_TOKENS,
+        max_tokens=_bound(chat),
         deadline_s=deadline_s,
         grammar=grammar,
         traceparent=traceparent,
@@ -102,6 +110,10 @@ def resolve(
         replace(first, request_id=f"{request_id}-{index}", sampling=replace(first.sampling, seed=seed + index))
         for index in range(chat.n if vote is None else vote.n)
     ]
+
+
+def _bound(chat: ChatRequest) -> int:
+    return chat.max_completion_tokens or chat.max_tokens or DEFAULT_MAX_TOKENS
 
 
 def _turns(chat: ChatRequest) -> tuple[Turn, ...]:

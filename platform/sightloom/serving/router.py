@@ -125,11 +125,11 @@ class HandleDispatcher:
         """Count an attempt for the release manager."""
         self.reporter.add(outcome)
 
-    def shadow(self, route: Route, request: EngineRequest, answer: str) -> None:
+    def shadow(self, route: Route, request: EngineRequest, stops: tuple[str, ...], answer: str) -> None:
         """Ask the shadowed version what the champion has answered, if the subject's hash says so."""
         routes = self._routes.models.get(route.model)
         if routes is not None and route.kind == "champion":
-            self._shadows.send(routes, route, request, answer)
+            self._shadows.send(routes, route, request, stops, answer)
 
     async def readiness(self) -> Readiness:
         """Ready when a replica of each champion runs: it has answered its warm-up picture then."""

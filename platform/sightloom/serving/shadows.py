@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, Callable
 from dataclasses import replace
 from typing import Final
 
+from sightloom.serving.assemble import Assembler
 from sightloom.serving.dispatch import Route
 from sightloom.serving.engines.base import Delta, EngineRequest
 from sightloom.serving.errors import ApiError
@@ -38,7 +39,9 @@ class Shadows:
         self._meters = meters
         self._running: set[asyncio.Task[None]] = set()
 
-    def send(self, routes: ModelRoutes, route: Route, request: EngineRequest, answer: str) -> bool:
+    def send(
+        self, routes: ModelRoutes, route: Route, request: EngineRequest, stops: tuple[str, ...], answer: str
+    ) -> bool:
         """Shadow a request that was answered, if its subject is chosen and there is room; says whether it was."""
         shadow = shadow_of(routes, route.subject)
         if shadow is None:
@@ -46,12 +49,14 @@ class Shadows:
         if len(self._running) >= MAX_AT_ONCE:
             self._count(route.model, shadow.version, "dropped")
             return False
-        task = asyncio.create_task(self._run(shadow, route, request, answer))
+        task = asyncio.create_task(self._run(shadow, route, request, Assembler(0, stops), answer))
         self._running.add(task)
         task.add_done_callback(self._running.discard)
         return True
 
-    async def _run(self, shadow: Shadow, route: Route, request: EngineRequest, answer: str) -> None:
+    async def _run(
+        self, shadow: Shadow, route: Route, request: EngineRequest, assembler: Assembler, answer: str
+    ) -> None:
         began, first, last, tokens = time.monotonic(), 0.0, 0.0, 0
         text, malformed = "", False
         outcome = Outcome(route.model, shadow.version, "shadow", route.generation, False, 200)
@@ -62,8 +67,11 @@ class Shadows:
                     last = time.monotonic()
                     first = first or last
                     tokens += delta.num_reasoning_tokens + delta.num_answer_tokens
-                    text += delta.answer
-                    malformed |= delta.thinking == "malformed"
+                    piece = assembler.push(delta)  # cut at the same strings as the live answer
+                    text += piece.answer
+                    malformed |= piece.thinking == "malformed"
+                    if piece.finish is not None:
+                        break
         except TimeoutError:
             self._record(replace(outcome, status=504, code="deadline_exceeded"))
             return

@@ -46,7 +46,12 @@ async def grammar_of(wanted: ResponseFormat | None) -> str | None:
     Raises:
         ApiError: 400 `invalid_schema`, `schema_too_complex` or `unsupported_parameter`, with the path.
     """
-    if wanted is None or wanted.type == "text":
+    if wanted is None:
+        return None
+    if wanted.type != "json_schema" and wanted.json_schema is not None:
+        why = f"'response_format': a schema means nothing to the type '{wanted.type}'; ask for 'json_schema'"
+        raise invalid(why, "response_format.json_schema")
+    if wanted.type == "text":
         return None
     if wanted.type == "json_object":
         return '{"type":"object"}'

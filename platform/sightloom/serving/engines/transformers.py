@@ -122,7 +122,7 @@ class TransformersEngine:
 
     async def generate(self, request: EngineRequest) -> AsyncGenerator[Delta, None]:
         """Answer one request; see `Engine.generate`."""
-        if not self._alive:
+        if not self._lives:
             raise ApiError(503, "not_ready", "the engine does not run", retry_after_s=2)
         received = time.monotonic()
         self._preparing += 1
@@ -154,12 +154,16 @@ class TransformersEngine:
 
     def load(self) -> EngineLoad:
         """How many requests run and wait."""
-        return EngineLoad(self._alive, self._running, self._waiting.qsize())
+        return EngineLoad(self._lives, self._running, self._waiting.qsize())
 
     def check(self) -> None:
         """Its thread must run."""
-        if not self._alive:
+        if not self._lives:
             raise SightloomError("the engine has ended")
+
+    @property
+    def _lives(self) -> bool:
+        return self._alive and self._thread is not None and self._thread.is_alive()
 
     async def stop(self, grace_s: float) -> None:
         """Let the running batch and what waits end for `grace_s` seconds."""
@@ -251,7 +255,7 @@ class TransformersEngine:
 
         try:
             results = self._generator.generate(asked, on_token, cancelled)
-        except (RuntimeError, ValueError, IndexError, KeyError, TypeError, MemoryError) as error:
+        except Exception as error:  # noqa: BLE001  whatever a model raises, its requests are told and its thread goes on
             _log.exception("a batch of %d failed", len(jobs))
             for job in jobs:
                 failure = ApiError(502, "engine_error", f"the engine failed: {type(error).__name__}")
