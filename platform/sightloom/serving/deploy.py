@@ -24,6 +24,7 @@ from sightloom.serving.engines.folder import read_facts
 from sightloom.serving.engines.settings import ENGINE_SETTINGS, EngineSettings, TransformersSettings, VllmSettings
 from sightloom.serving.errors import ApiError
 from sightloom.serving.gauges import EngineGauges
+from sightloom.serving.limits import MAX_QUEUED
 from sightloom.serving.meters import RayMeters
 from sightloom.serving.ports import address_of, check_host, check_port, wait_until_ready
 from sightloom.serving.probes import probe_match
@@ -89,7 +90,7 @@ Version = serve.deployment(
     name="engine",
     num_replicas=1,
     max_ongoing_requests=16,
-    max_queued_requests=64,
+    max_queued_requests=MAX_QUEUED,
     graceful_shutdown_timeout_s=10,
     health_check_period_s=2,  # a replica that was lost is missed, and replaced, so soon
     ray_actor_options={"num_cpus": 1},

@@ -10,6 +10,7 @@ from sightloom.serving.auth import KeyEntry
 from sightloom.serving.errors import ApiError
 
 _MINUTE_S: Final = 60.0
+MAX_QUEUED: Final = 64  # requests that wait for a version's replicas; more are refused with 429
 SHORTEST_WAIT_S: Final = 1
 LONGEST_WAIT_S: Final = 30
 

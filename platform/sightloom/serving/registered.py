@@ -12,6 +12,7 @@ from sightloom.errors import SightloomError
 from sightloom.later import Later
 from sightloom.serving.deploy import VersionReplica
 from sightloom.serving.engines.settings import EngineSettings, TransformersSettings, VllmSettings
+from sightloom.serving.limits import MAX_QUEUED
 
 if TYPE_CHECKING:
     from sightloom import registry
@@ -70,6 +71,6 @@ def registered_replica(asked: RegisteredArgs) -> Application:
 
 Registered = serve.deployment(
     name="engine",
-    max_queued_requests=64,
+    max_queued_requests=MAX_QUEUED,
     max_constructor_retry_count=2,  # a file that was changed stays changed
 )(RegisteredReplica)

@@ -21,6 +21,7 @@ from sightloom.serving.dispatch import Card, Readiness, Route, make_cards, not_f
 from sightloom.serving.engines.base import Delta, EngineInfo, EngineRequest
 from sightloom.serving.errors import ApiError
 from sightloom.serving.gauges import RouteGauges
+from sightloom.serving.limits import MAX_QUEUED, Pace
 from sightloom.serving.meters import Meters, RayMeters
 from sightloom.serving.observe import Outcome
 from sightloom.serving.replicas import Replicas
@@ -44,6 +45,7 @@ class HandleDispatcher:
         self._gauges = RouteGauges(meters)
         self._handles: dict[str, DeploymentHandle] = {}
         self._infos: dict[str, EngineInfo] = {}
+        self._paces: dict[str, Pace] = {}
         self._replicas = Replicas()
         self._created = int(time.time())
         self._shadows = Shadows(self._ask, self.record, meters)
@@ -59,6 +61,7 @@ class HandleDispatcher:
             self._handles[app] = DeploymentHandle(ENGINE, app)
         await asyncio.gather(*(self._introduce(app) for app in apps - self._infos.keys()))
         self._routes = routes
+        self._paces = {app: pace for app, pace in self._paces.items() if app in apps}
         self._handles = {app: handle for app, handle in self._handles.items() if app in apps}
         self._infos = {app: info for app, info in self._infos.items() if app in apps}
         self._gauges.tell(routes)
@@ -173,7 +176,8 @@ class HandleDispatcher:
         return Route(model, kind, self._routes.generation, info, generate, subject, app, retry)
 
     def _ask(self, app: str, request: EngineRequest) -> AsyncGenerator[Delta, None]:
-        return _through(self._handle(app).options(stream=True, method_name="generate"), request)
+        handle = self._handle(app).options(stream=True, method_name="generate")
+        return through(handle, request, self._paces.setdefault(app, Pace()))
 
     async def _introduce(self, app: str) -> None:
         try:
@@ -193,8 +197,8 @@ class HandleDispatcher:
         return self._infos[app]
 
 
-async def _through(handle: DeploymentHandle, request: EngineRequest) -> AsyncGenerator[Delta, None]:
-    """One request through a handle; closing it cancels the request in the replica."""
+async def through(handle: DeploymentHandle, request: EngineRequest, pace: Pace) -> AsyncGenerator[Delta, None]:
+    """One request through a handle; closing it cancels the request in the replica. `pace`: of the handle's app."""
     replies = handle.remote(request)
     done = False
     try:
@@ -202,11 +206,14 @@ async def _through(handle: DeploymentHandle, request: EngineRequest) -> AsyncGen
             if isinstance(reply, ApiError):
                 done = True
                 raise reply
-            done = reply.finish is not None
+            if reply.finish is not None:
+                done = True
+                pace.ended()  # who has read the last piece comes no more
             yield reply
     except BackPressureError as error:
         done = True
-        raise ApiError(429, "engine_overloaded", "the engine's queue is full", retry_after_s=1) from error
+        wait_s = pace.wait_s(MAX_QUEUED)
+        raise ApiError(429, "engine_overloaded", "the engine's queue is full", retry_after_s=wait_s) from error
     except (RayError, DeploymentUnavailableError) as error:
         done = True
         _log.warning("the engine was lost: %s", type(error).__name__)
