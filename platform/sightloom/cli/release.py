@@ -22,7 +22,7 @@ from sightloom.promotion import release
 from sightloom.promotion.asking import Exam, InProcess, Pinned
 from sightloom.promotion.canary import AT_ONCE, CanaryPlan
 from sightloom.promotion.decide import check_candidate
-from sightloom.promotion.follow import follow, heartbeat, managed, settle
+from sightloom.promotion.follow import Heartbeat, follow, manager, settle
 from sightloom.promotion.ledger import Ledger
 from sightloom.registry import Registry, Version
 from sightloom.store_address import normalized_uri
@@ -58,6 +58,10 @@ def promote(
         bool, typer.Option("--override", help="Promote whatever the gate says; needs --reason.")
     ] = False,
     no_wait: Wait = False,
+    unserved: Annotated[
+        bool,
+        typer.Option("--unserved", help="Nothing serves from this store, whatever a release manager said last."),
+    ] = False,
     endpoint: Annotated[
         str,
         typer.Option(
@@ -76,8 +80,9 @@ def promote(
 ) -> None:
     """Evaluate a version beside the champion, ask the gate, try it on a share of the traffic, make it champion.
 
-    Where no release manager watches the store nothing serves from it: the version is champion at once. Exit codes: 3
-    the gate was not passed, 4 another event came first, 5 the canary was taken back.
+    Where no release manager ever served from the store, or the last one was ended, the version is champion at once;
+    for one that is silent is waited. Exit codes: 1 it stays silent, 3 the gate was not passed, 4 another event came
+    first, 5 the canary was taken back.
     """
     if override and not reason:
         raise UserMistake("an override needs a reason", "--override --reason '…'")
@@ -85,7 +90,8 @@ def promote(
     registry, ledger = Registry(uri), Ledger(uri)
     asked = load(CanaryPlan, plan) if plan else None
     found = registry.resolve(reference(version))
-    canary = _plan(ledger, asked)
+    beat = None if unserved or dry_run else manager(ledger, terminal_progress())
+    canary = AT_ONCE if dry_run else _plan(beat, asked)
     its = ledger.read().model(found.name)
     if its.challenger == found.version and not dry_run:  # it was evaluated before its trial began
         result = release.go_on(registry, ledger, found, release.Who(actor(), reason), override, canary)
@@ -93,14 +99,14 @@ def promote(
         check_candidate(its, found.version)
         before, who = len(ledger.read().lines), release.Who(actor(), reason)
         exam = read_exam(gate, manifest, set_ or [])
-        address = "" if dry_run else endpoint or _served_at(ledger)
+        address = "" if dry_run else endpoint or _served_at(beat)
         evidence = judge(registry, ledger, found, exam, cache, address, who)
         if dry_run:
             result = release.as_release(ledger.read(), found, before, evidence.decision, evidence.run_id)
         else:
             result = release.promote(registry, ledger, found, evidence, who, override, canary)
             result = replace(result, num_lines=before)
-    if not (dry_run or no_wait):
+    if not (dry_run or no_wait or unserved):
         result = _finished(ledger, found, result, as_json)
     console.emit(result.to_json(), as_json, lambda screen: _show_release(screen, result, dry_run))
 
@@ -131,10 +137,9 @@ def judge(
     return release.examine(registry, ledger, version, exam, pinned, who, tracker, progress)
 
 
-def _served_at(ledger: Ledger) -> str:
+def _served_at(beat: Heartbeat | None) -> str:
     """Where the release manager of this store serves; empty where there is none."""
-    beat = heartbeat(ledger)
-    if beat is None or not beat.alive:
+    if beat is None:
         return ""
     if not beat.endpoint:
         raise UserMistake(
@@ -205,13 +210,13 @@ def actor() -> str:
     return os.environ.get("SIGHTLOOM_ACTOR") or getpass.getuser()
 
 
-def _plan(ledger: Ledger, asked: CanaryPlan | None) -> CanaryPlan:
+def _plan(beat: Heartbeat | None, asked: CanaryPlan | None) -> CanaryPlan:
     """The plan that was asked for, or the usual one; at once where nothing serves."""
-    if managed(ledger):
+    if beat is not None:
         return asked if asked is not None else CanaryPlan()
     if asked is not None and asked.steps:
         raise UserMistake(
-            "a canary needs traffic, and no release manager watches this store",
+            "a canary needs traffic, and no release manager serves from this store",
             "start one (sightloom up), or leave --plan out: the version is champion at once",
         )
     return AT_ONCE
