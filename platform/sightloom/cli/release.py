@@ -21,7 +21,8 @@ from sightloom.progress import terminal_progress
 from sightloom.promotion import release
 from sightloom.promotion.asking import Exam, InProcess, Pinned
 from sightloom.promotion.canary import AT_ONCE, CanaryPlan
-from sightloom.promotion.decide import check_candidate
+from sightloom.promotion.events import Who
+from sightloom.promotion.evidence import Evidence, check, examine, gather
 from sightloom.promotion.follow import Heartbeat, follow, manager, settle
 from sightloom.promotion.ledger import Ledger
 from sightloom.registry import Registry, Version
@@ -55,7 +56,11 @@ def promote(
     manifest: Annotated[str, typer.Option(help="manifest.json of curated shards.", show_default=False)] = "",
     reason: Reason = "",
     override: Annotated[
-        bool, typer.Option("--override", help="Promote whatever the gate says; needs --reason.")
+        bool,
+        typer.Option(
+            "--override",
+            help="Promote whatever the gate says, and a challenger without the rest of its canary; needs --reason.",
+        ),
     ] = False,
     no_wait: Wait = False,
     unserved: Annotated[
@@ -94,10 +99,10 @@ def promote(
     canary = AT_ONCE if dry_run else _plan(beat, asked)
     its = ledger.read().model(found.name)
     if its.challenger == found.version and not dry_run:  # it was evaluated before its trial began
-        result = release.go_on(registry, ledger, found, release.Who(actor(), reason), override, canary)
+        result = release.go_on(registry, ledger, found, Who(actor(), reason), override, canary)
     else:
-        check_candidate(its, found.version)
-        before, who = len(ledger.read().lines), release.Who(actor(), reason)
+        check(its, found)
+        before, who = len(ledger.read().lines), Who(actor(), reason)
         exam = read_exam(gate, manifest, set_ or [])
         address = "" if dry_run else endpoint or _served_at(beat)
         evidence = judge(registry, ledger, found, exam, cache, address, who)
@@ -125,16 +130,16 @@ def judge(
     exam: Exam,
     cache: str,
     endpoint: str,
-    who: release.Who,
-) -> release.Evidence:
+    who: Who,
+) -> Evidence:
     """Gather the evidence: behind the endpoint where there is one, else in a process of its own."""
     tracker, progress = MlflowTracker(registry.uri, "gates"), terminal_progress()
     here = InProcess(registry, cache_folder(cache))
     if not endpoint:
         state = ledger.read().model(version.name)
-        return release.gather(registry, state, version, exam, here, tracker, progress)
+        return gather(registry, state, version, exam, here, tracker, progress)
     pinned = Pinned(endpoint, os.environ.get("SIGHTLOOM_API_KEY", ""), here)
-    return release.examine(registry, ledger, version, exam, pinned, who, tracker, progress)
+    return examine(registry, ledger, version, exam, pinned, who, tracker, progress)
 
 
 def _served_at(beat: Heartbeat | None) -> str:
@@ -161,25 +166,33 @@ def rollback(
         raise UserMistake("a rollback needs a reason", "sightloom rollback --reason '…'")
     uri = existing_store(store)
     ledger = Ledger(uri)
-    result = release.rollback(Registry(uri), ledger, model, release.Who(actor(), reason))
+    result = release.rollback(Registry(uri), ledger, model, Who(actor(), reason))
     if not no_wait:
         settle(ledger, ledger.read())
     console.emit(result.to_json(), as_json, lambda screen: _show_release(screen, result, False))
 
 
 def abort(
-    model: Annotated[str, typer.Argument(help="Model.")] = MODEL,
+    version: Annotated[
+        str, typer.Argument(metavar="[MODEL | MODEL:VERSION]", help="Model, or the one version of it.")
+    ] = MODEL,
     reason: Reason = "",
     no_wait: Wait = False,
     store: Store = DEFAULT_STORE,
     as_json: Json = False,
 ) -> None:
-    """Take the version on trial back; the champion is unchanged."""
+    """Take a version back that is under evaluation, passed or on trial; the champion is unchanged.
+
+    By default the challenger; where there is none, the newest version under evaluation, else the newest that passed.
+    """
     if not reason:
         raise UserMistake("an abort needs a reason", "sightloom abort --reason '…'")
     uri = existing_store(store)
     ledger = Ledger(uri)
-    result = release.abort(Registry(uri), ledger, model, release.Who(actor(), reason))
+    model, _, number = reference(version).partition(":")
+    if number and not number.isdigit():
+        raise UserMistake(f"'{version}' is no model version", "name:13, or name")
+    result = release.abort(Registry(uri), ledger, model, Who(actor(), reason), int(number) if number else None)
     if not no_wait:
         settle(ledger, ledger.read())
     console.emit(result.to_json(), as_json, lambda screen: _show_abort(screen, result))
@@ -271,5 +284,5 @@ def _show_release(screen: Console, result: release.Release, dry_run: bool) -> No
 
 def _show_abort(screen: Console, result: release.Release) -> None:
     number = result.events[-1] if result.events else "–"
-    screen.print(f"aborted   {result.model}:{result.version}   event {number}  {result.head[:12]}")
+    screen.print(f"down      {result.model}:{result.version}   event {number}  {result.head[:12]}")
     screen.print(f"champion  {result.champion or 'none'} (unchanged)")
