@@ -10,9 +10,11 @@ from mlflow.tracking import MlflowClient
 from sightloom.errors import SightloomError
 from sightloom.promotion.config import ManagerConfig
 from sightloom.promotion.fold import accepted
-from sightloom.promotion.ledger import Ledger, utc_now
+from sightloom.promotion.ledger import Ledger, LostRace, utc_now
+from sightloom.promotion.ledger_gauges import LedgerGauges
 from sightloom.promotion.tick import Reconciler
 from sightloom.promotion.windows import Windows
+from sightloom.serving.meters import LocalMeters
 
 from .world import Killed, World
 
@@ -124,3 +126,26 @@ def test_without_mlflow_a_tick_touches_nothing(make: Callable[[], World]) -> Non
         with pytest.raises(SightloomError, match="cannot be read"):
             away.tick()
     assert len(world.serve.documents) == before
+
+
+def test_what_the_ledger_has_taken_and_refused_is_counted_once(make: Callable[[], World]) -> None:
+    world, meters = make().promoted(), LocalMeters()
+    gauges = LedgerGauges(meters)
+    gauges.tell(world.tick())
+    stale = world.ledger.read()
+    world.write("evaluate", 2)
+    with pytest.raises(LostRace):
+        world.ledger.append(stale, "evaluate", "m", 2, "bob", "late")
+    client = MlflowClient(tracking_uri=world.uri, registry_uri=world.uri)
+    world.until_still()
+    client.set_registered_model_alias("m", "champion", "3")
+    found = world.tick()
+    for _ in range(2):
+        gauges.tell(found)
+    text = meters.text().decode()
+    assert 'sightloom_ledger_events_total{kind="evaluate",outcome="accepted"} 1.0' in text, "none of those before it"
+    assert 'sightloom_ledger_events_total{kind="evaluate",outcome="lost"} 1.0' in text
+    assert 'sightloom_ledger_events_total{kind="drift",outcome="accepted"} 1.0' in text and "promote" not in text
+    assert "sightloom_ledger_head 6.0" in text and "sightloom_ledger_drift 1.0" in text
+    gauges.tell(world.tick())
+    assert "sightloom_ledger_drift 0.0" in meters.text().decode()
