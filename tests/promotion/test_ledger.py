@@ -36,9 +36,9 @@ def test_of_sixteen_promoters_at_once_exactly_one_wins(store: str, request: pyte
     def write(number: int) -> None:
         barrier.wait()
         try:
-            mine = ledgers[number].append(state, "evaluate", "m", number + 1, f"w{number}", "race")
-            mine = ledgers[number].append(mine, "verdict", "m", number + 1, f"w{number}", "race", {"outcome": "passed"})
-            ledgers[number].append(mine, "promote", "m", number + 1, f"w{number}", "race")
+            mine = ledgers[number].append(state, "evaluate", "m", 1, f"w{number}", "race")
+            mine = ledgers[number].append(mine, "verdict", "m", 1, f"w{number}", "race", {"outcome": "passed"})
+            ledgers[number].append(mine, "promote", "m", 1, f"w{number}", "race")
             outcomes.append("won")
         except LostRace as error:
             outcomes.append("lost")
@@ -59,6 +59,56 @@ def test_of_sixteen_promoters_at_once_exactly_one_wins(store: str, request: pyte
     assert list(after.model("m").stages.values()) == ["champion"]
 
 
+def test_versions_are_evaluated_side_by_side_and_one_becomes_champion(uri: str) -> None:
+    ledgers = [Ledger(uri) for _ in range(4)]
+    state = ledgers[0].read()
+    outcomes: list[str] = []
+    passed = threading.Barrier(4)
+
+    def write(number: int) -> None:
+        mine = ledgers[number].append(state, "evaluate", "side", number + 1, f"w{number}", "race")
+        mine = ledgers[number].append(mine, "verdict", "side", number + 1, f"w{number}", "race", {"outcome": "passed"})
+        passed.wait()
+        try:
+            ledgers[number].append(mine, "promote", "side", number + 1, f"w{number}", "race")
+            outcomes.append("won")
+        except LostRace as error:
+            outcomes.append("lost")
+            assert re.match(r"lost to event \d+ \(promote \d+ by w\d+", error.message), error.message
+
+    threads = [threading.Thread(target=write, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(outcomes) == ["lost"] * 3 + ["won"]
+    assert sorted(ledgers[0].read().model("side").stages.values()) == ["champion", "passed", "passed", "passed"]
+
+
+def test_of_two_writers_the_later_event_is_witnessed_whoever_ends_first(
+    uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = Ledger(uri), Ledger(uri)
+    held = first.set_tag
+
+    def late(name: str, value: str, attempts: int = 10) -> None:
+        monkeypatch.setattr(first, "set_tag", held)
+        second.append(second.read(), "evaluate", "witnessed", 2, "bob", "why")
+        held(name, value, attempts)
+
+    monkeypatch.setattr(first, "set_tag", late)
+    first.append(first.read(), "evaluate", "witnessed", 1, "ann", "why")
+    state = first.read()
+    assert first.head() == state.head
+    client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+    text = client.get_model_version(LEDGER, str(state.generation)).tags["sightloom.event"]
+    client.delete_model_version_tag(LEDGER, str(state.generation), "sightloom.event")
+    with pytest.raises(LedgerBroken, match="edited or cut"):
+        first.read()
+    client.set_model_version_tag(LEDGER, str(state.generation), "sightloom.event", text)
+    assert first.read().head == state.head
+
+
 def test_events_of_another_model_do_not_make_a_writer_lose(uri: str) -> None:
     ledger = Ledger(uri)
     state = ledger.read()
@@ -67,7 +117,7 @@ def test_events_of_another_model_do_not_make_a_writer_lose(uri: str) -> None:
     after = ledger.append(state, "evaluate", "here", 1, "bob", "why")
     assert after.model("here").stages == {1: "evaluating"}
     with pytest.raises(LostRace, match=r"lost to event \d+ \(evaluate 1 by bob"):
-        ledger.append(state, "evaluate", "here", 2, "cid", "why")
+        ledger.append(state, "evaluate", "here", 1, "cid", "why")
 
 
 def test_events_follow_each_other_and_what_is_not_legal_is_not_even_written(uri: str) -> None:

@@ -17,9 +17,11 @@ from sightloom.evaluation.suites import Suite
 from sightloom.model.scratch import build_folder
 from sightloom.progress import NullProgress
 from sightloom.promotion.asking import Exam, InProcess, Pinned
+from sightloom.promotion.events import Who
+from sightloom.promotion.evidence import Evidence, examine, gather
 from sightloom.promotion.ledger import Ledger
 from sightloom.promotion.reconcile import project
-from sightloom.promotion.release import Evidence, Who, examine, gather, promote, rollback
+from sightloom.promotion.release import promote, rollback
 from sightloom.registry import Registry, Version
 from sightloom.tracking import MlflowTracker
 
@@ -85,6 +87,8 @@ def test_the_road_of_a_release(stage: Stage) -> None:
     assert stage.registry.aliases("nano") == {"champion": 2, "previous": 1}
     run = stage.tracker._client.get_run(evidence.run_id)
     assert run.data.tags["sightloom.gate"] == "passed"
+    measured = {metric.key: metric.value for metric in stage.tracker._client.get_logged_model(second.model_id).metrics}
+    assert measured["eval/art/accuracy"] == evidence.candidate.domains["art"].value, "at the version, too"
     assert {file.path for file in stage.tracker._client.list_artifacts(evidence.run_id)} >= {
         "report.html",
         "rows.jsonl",

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sightloom.errors import GateNotPassed, UserMistake
-from sightloom.promotion.decide import moves_to_promote, refused, version_to_restore
+from sightloom.promotion.canary import CanaryPlan
+from sightloom.promotion.decide import Move, move_back, moves_to_promote, refused, version_to_restore
 from sightloom.promotion.events import GENESIS, KINDS, Entry, Event, LedgerBroken
 from sightloom.promotion.fold import State, anchor_args, fold, mend
 from sightloom.promotion.states import ModelState, why_illegal
@@ -123,6 +124,33 @@ def test_moves_stop_at_the_verdict_unless_it_passed_or_is_overridden() -> None:
         with pytest.raises(UserMistake, match=words):
             moves_to_promote(running, version, "passed", False)
     assert isinstance(refused("m", 3, "rejected", ["x"]), GateNotPassed)
+
+
+def test_an_override_ends_the_plan_of_a_challenger_and_nothing_else_does() -> None:
+    plan: dict[str, object] = {"plan": [{"bp": 100}, {"bp": 1000}]}
+    entries = chain(*promoted(1, False), *promoted(2, True)[:2], ("start", 2, plan))
+    its = fold(entries).model("m")
+    assert moves_to_promote(its, 2, "passed", False, CanaryPlan()) == []
+    (move,) = moves_to_promote(its, 2, "passed", True, CanaryPlan())
+    assert move == Move("promote", 2, {"override": True})
+    assert why_illegal(its, event(move.kind, 2, GENESIS, **move.args)) == ""
+
+
+def test_what_is_not_champion_yet_can_be_taken_back_by_name_and_the_challenger_without() -> None:
+    its = fold(chain(*promoted(1, False), *promoted(2, True)[:2], *promoted(3, True)[:1])).model("m")
+    assert move_back(its, "m") == Move("abort", 3)
+    assert move_back(its, "m", 2) == Move("retire", 2)
+    its = replace(its, stages={**its.stages, 4: "challenger"})
+    assert move_back(its, "m") == Move("abort", 4)
+    for found in (move_back(its, "m", version) for version in (2, 3, 4)):
+        assert why_illegal(its, event(found.kind, found.version, GENESIS)) == ""
+    with pytest.raises(UserMistake, match="m:1 is champion"):
+        move_back(its, "m", 1)
+    with pytest.raises(UserMistake, match="m:9 is new"):
+        move_back(its, "m", 9)
+    with pytest.raises(UserMistake, match="no version of m is on trial"):
+        move_back(ModelState({1: "champion", 2: "retired"}), "m")
+    assert move_back(ModelState({1: "champion", 2: "passed"}), "m") == Move("retire", 2)
 
 
 def test_every_list_of_moves_is_legal() -> None:

@@ -33,7 +33,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "register": ("register", "Make an exported model a version in MLflow."),
     "promote": ("release", "Let a registered version become champion, if it passes the gate."),
     "rollback": ("release", "Make the previous champion the champion again."),
-    "abort": ("release", "Take the version on trial back."),
+    "abort": ("release", "Take a version back that is not champion yet."),
     "history": ("history", "Show who promoted what, when and why; prove that it is so."),
     "models": ("models", "List, show and verify registered versions."),
     "serve": ("serve", "Serve a model behind an OpenAI-compatible endpoint with a playground."),

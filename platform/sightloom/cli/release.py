@@ -21,8 +21,9 @@ from sightloom.progress import terminal_progress
 from sightloom.promotion import release
 from sightloom.promotion.asking import Exam, InProcess, Pinned
 from sightloom.promotion.canary import AT_ONCE, CanaryPlan
-from sightloom.promotion.decide import check_candidate
-from sightloom.promotion.follow import follow, heartbeat, managed, settle
+from sightloom.promotion.events import Who
+from sightloom.promotion.evidence import Evidence, check, examine, gather
+from sightloom.promotion.follow import Heartbeat, follow, manager, settle
 from sightloom.promotion.ledger import Ledger
 from sightloom.registry import Registry, Version
 from sightloom.store_address import normalized_uri
@@ -55,9 +56,17 @@ def promote(
     manifest: Annotated[str, typer.Option(help="manifest.json of curated shards.", show_default=False)] = "",
     reason: Reason = "",
     override: Annotated[
-        bool, typer.Option("--override", help="Promote whatever the gate says; needs --reason.")
+        bool,
+        typer.Option(
+            "--override",
+            help="Promote whatever the gate says, and a challenger without the rest of its canary; needs --reason.",
+        ),
     ] = False,
     no_wait: Wait = False,
+    unserved: Annotated[
+        bool,
+        typer.Option("--unserved", help="Nothing serves from this store, whatever a release manager said last."),
+    ] = False,
     endpoint: Annotated[
         str,
         typer.Option(
@@ -76,8 +85,9 @@ def promote(
 ) -> None:
     """Evaluate a version beside the champion, ask the gate, try it on a share of the traffic, make it champion.
 
-    Where no release manager watches the store nothing serves from it: the version is champion at once. Exit codes: 3
-    the gate was not passed, 4 another event came first, 5 the canary was taken back.
+    Where no release manager ever served from the store, or the last one was ended, the version is champion at once;
+    for one that is silent is waited. Exit codes: 1 it stays silent, 3 the gate was not passed, 4 another event came
+    first, 5 the canary was taken back.
     """
     if override and not reason:
         raise UserMistake("an override needs a reason", "--override --reason '…'")
@@ -85,22 +95,23 @@ def promote(
     registry, ledger = Registry(uri), Ledger(uri)
     asked = load(CanaryPlan, plan) if plan else None
     found = registry.resolve(reference(version))
-    canary = _plan(ledger, asked)
+    beat = None if unserved or dry_run else manager(ledger, terminal_progress())
+    canary = AT_ONCE if dry_run else _plan(beat, asked)
     its = ledger.read().model(found.name)
     if its.challenger == found.version and not dry_run:  # it was evaluated before its trial began
-        result = release.go_on(registry, ledger, found, release.Who(actor(), reason), override, canary)
+        result = release.go_on(registry, ledger, found, Who(actor(), reason), override, canary)
     else:
-        check_candidate(its, found.version)
-        before, who = len(ledger.read().lines), release.Who(actor(), reason)
+        check(its, found)
+        before, who = len(ledger.read().lines), Who(actor(), reason)
         exam = read_exam(gate, manifest, set_ or [])
-        address = "" if dry_run else endpoint or _served_at(ledger)
+        address = "" if dry_run else endpoint or _served_at(beat)
         evidence = judge(registry, ledger, found, exam, cache, address, who)
         if dry_run:
             result = release.as_release(ledger.read(), found, before, evidence.decision, evidence.run_id)
         else:
             result = release.promote(registry, ledger, found, evidence, who, override, canary)
             result = replace(result, num_lines=before)
-    if not (dry_run or no_wait):
+    if not (dry_run or no_wait or unserved):
         result = _finished(ledger, found, result, as_json)
     console.emit(result.to_json(), as_json, lambda screen: _show_release(screen, result, dry_run))
 
@@ -119,22 +130,21 @@ def judge(
     exam: Exam,
     cache: str,
     endpoint: str,
-    who: release.Who,
-) -> release.Evidence:
+    who: Who,
+) -> Evidence:
     """Gather the evidence: behind the endpoint where there is one, else in a process of its own."""
     tracker, progress = MlflowTracker(registry.uri, "gates"), terminal_progress()
     here = InProcess(registry, cache_folder(cache))
     if not endpoint:
         state = ledger.read().model(version.name)
-        return release.gather(registry, state, version, exam, here, tracker, progress)
+        return gather(registry, state, version, exam, here, tracker, progress)
     pinned = Pinned(endpoint, os.environ.get("SIGHTLOOM_API_KEY", ""), here)
-    return release.examine(registry, ledger, version, exam, pinned, who, tracker, progress)
+    return examine(registry, ledger, version, exam, pinned, who, tracker, progress)
 
 
-def _served_at(ledger: Ledger) -> str:
+def _served_at(beat: Heartbeat | None) -> str:
     """Where the release manager of this store serves; empty where there is none."""
-    beat = heartbeat(ledger)
-    if beat is None or not beat.alive:
+    if beat is None:
         return ""
     if not beat.endpoint:
         raise UserMistake(
@@ -156,25 +166,33 @@ def rollback(
         raise UserMistake("a rollback needs a reason", "sightloom rollback --reason '…'")
     uri = existing_store(store)
     ledger = Ledger(uri)
-    result = release.rollback(Registry(uri), ledger, model, release.Who(actor(), reason))
+    result = release.rollback(Registry(uri), ledger, model, Who(actor(), reason))
     if not no_wait:
         settle(ledger, ledger.read())
     console.emit(result.to_json(), as_json, lambda screen: _show_release(screen, result, False))
 
 
 def abort(
-    model: Annotated[str, typer.Argument(help="Model.")] = MODEL,
+    version: Annotated[
+        str, typer.Argument(metavar="[MODEL | MODEL:VERSION]", help="Model, or the one version of it.")
+    ] = MODEL,
     reason: Reason = "",
     no_wait: Wait = False,
     store: Store = DEFAULT_STORE,
     as_json: Json = False,
 ) -> None:
-    """Take the version on trial back; the champion is unchanged."""
+    """Take a version back that is under evaluation, passed or on trial; the champion is unchanged.
+
+    By default the challenger; where there is none, the newest version under evaluation, else the newest that passed.
+    """
     if not reason:
         raise UserMistake("an abort needs a reason", "sightloom abort --reason '…'")
     uri = existing_store(store)
     ledger = Ledger(uri)
-    result = release.abort(Registry(uri), ledger, model, release.Who(actor(), reason))
+    model, _, number = reference(version).partition(":")
+    if number and not number.isdigit():
+        raise UserMistake(f"'{version}' is no model version", "name:13, or name")
+    result = release.abort(Registry(uri), ledger, model, Who(actor(), reason), int(number) if number else None)
     if not no_wait:
         settle(ledger, ledger.read())
     console.emit(result.to_json(), as_json, lambda screen: _show_abort(screen, result))
@@ -205,13 +223,13 @@ def actor() -> str:
     return os.environ.get("SIGHTLOOM_ACTOR") or getpass.getuser()
 
 
-def _plan(ledger: Ledger, asked: CanaryPlan | None) -> CanaryPlan:
+def _plan(beat: Heartbeat | None, asked: CanaryPlan | None) -> CanaryPlan:
     """The plan that was asked for, or the usual one; at once where nothing serves."""
-    if managed(ledger):
+    if beat is not None:
         return asked if asked is not None else CanaryPlan()
     if asked is not None and asked.steps:
         raise UserMistake(
-            "a canary needs traffic, and no release manager watches this store",
+            "a canary needs traffic, and no release manager serves from this store",
             "start one (sightloom up), or leave --plan out: the version is champion at once",
         )
     return AT_ONCE
@@ -266,5 +284,5 @@ def _show_release(screen: Console, result: release.Release, dry_run: bool) -> No
 
 def _show_abort(screen: Console, result: release.Release) -> None:
     number = result.events[-1] if result.events else "–"
-    screen.print(f"aborted   {result.model}:{result.version}   event {number}  {result.head[:12]}")
+    screen.print(f"down      {result.model}:{result.version}   event {number}  {result.head[:12]}")
     screen.print(f"champion  {result.champion or 'none'} (unchanged)")

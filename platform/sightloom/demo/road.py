@@ -22,6 +22,8 @@ from sightloom.evaluation.suites import Suite, read_suite
 from sightloom.progress import Progress
 from sightloom.promotion import release
 from sightloom.promotion.asking import Exam, InProcess
+from sightloom.promotion.events import Who
+from sightloom.promotion.evidence import gather
 from sightloom.promotion.ledger import Ledger
 from sightloom.registry import Registry
 from sightloom.registry.once import register_once
@@ -200,9 +202,9 @@ class _Road:
         tracker = MlflowTracker(self._store, "gates")
         cache = self._out / "cache"
         exam, here = Exam(rules, suite, examples), InProcess(registry, cache)
-        evidence = release.gather(registry, state, version, exam, here, tracker, self._progress)
+        evidence = gather(registry, state, version, exam, here, tracker, self._progress)
         with contextlib.suppress(GateNotPassed):
-            release.promote(registry, ledger, version, evidence, release.Who("demo", "the demo's gate"))
+            release.promote(registry, ledger, version, evidence, Who("demo", "the demo's gate"))
         return {
             "name": MODEL,
             "version": version.version,

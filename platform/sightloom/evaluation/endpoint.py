@@ -19,6 +19,15 @@ _CONCURRENCY = 16
 _RETRIES = 8
 _LONGEST_WAIT_S = 30.0
 _BUSY = (429, 503)
+_PATIENCE_S = 30.0  # a list of models that is not to be had just now
+
+
+class Unreachable(UserMistake):
+    """Nothing listens at the address."""
+
+
+class NotNow(SightloomError):
+    """A timeout, a broken connection, 429 or 5xx: the same call may be answered later."""
 
 
 class EndpointAnswerer:
@@ -104,15 +113,16 @@ class EndpointAnswerer:
         raise UserMistake(f"{asked}; {self._url} serves {', '.join(names) or 'nothing'}", "give --model")
 
 
-def listed_models(base_url: str, key: str = "") -> list[str]:
+def listed_models(base_url: str, key: str = "", patience_s: float = _PATIENCE_S) -> list[str]:
     """The names that an endpoint lists; with a key of the scope `pin` its versions, too.
 
     Raises:
-        UserMistake: the address does not answer, or the key is refused.
+        UserMistake: nothing listens at the address (`Unreachable`), or the key is refused.
+        NotNow: it was asked again for `patience_s`.
         SightloomError: it is no OpenAI-compatible server.
     """
     with _client(key, _LONGEST_WAIT_S) as client:
-        return _listed(client, _api(base_url))
+        return _listed(client, _api(base_url), patience_s)
 
 
 def _api(base_url: str) -> str:
@@ -124,11 +134,33 @@ def _client(key: str, timeout_s: float) -> httpx.Client:
     return httpx.Client(headers=headers, timeout=httpx.Timeout(timeout_s, connect=10.0), trust_env=False)
 
 
-def _listed(client: httpx.Client, url: str) -> list[str]:
-    try:
-        response = client.get(f"{url}/models")
-    except httpx.HTTPError as error:
-        raise UserMistake(f"nothing answers at {url}: {error}", "is the server up?") from error
+def _listed(client: httpx.Client, url: str, patience_s: float = _PATIENCE_S) -> list[str]:
+    until, attempt = time.monotonic() + patience_s, 0
+    while True:
+        retry_after: str | None = None
+        try:
+            response = client.get(f"{url}/models")
+            if not _passing(response):
+                return _names(response, url)
+            trouble = f"HTTP {response.status_code}: {response.text[:300]}"
+            retry_after = response.headers.get("retry-after")
+        except (httpx.ConnectError, httpx.UnsupportedProtocol) as error:
+            raise Unreachable(f"nothing answers at {url}: {error}", "is the server up?") from error
+        except httpx.HTTPError as error:
+            trouble = f"{type(error).__name__}: {error}"
+        pause_s = _wait_s(retry_after, attempt)
+        if time.monotonic() + pause_s > until:
+            raise NotNow(f"{url}/models cannot be read just now: {trouble}", "try again; see the server's log")
+        time.sleep(pause_s)
+        attempt += 1
+
+
+def _passing(response: httpx.Response) -> bool:
+    """Whether the failure may pass by itself."""
+    return response.status_code == 429 or response.status_code >= 500
+
+
+def _names(response: httpx.Response, url: str) -> list[str]:
     if response.status_code in (401, 403):
         raise UserMistake(f"{url} refuses the key (HTTP {response.status_code})", "set SIGHTLOOM_API_KEY")
     try:

@@ -9,7 +9,7 @@ from typing import Final, Protocol
 
 from sightloom.errors import SightloomError, UserMistake
 from sightloom.evaluation.answerers import Answerer, LocalAnswerer
-from sightloom.evaluation.endpoint import EndpointAnswerer, listed_models
+from sightloom.evaluation.endpoint import EndpointAnswerer, NotNow, Unreachable, listed_models
 from sightloom.evaluation.evaluate import measure
 from sightloom.evaluation.examples import Example
 from sightloom.evaluation.gate import GateRules
@@ -103,12 +103,25 @@ def wait_until_pinned(
 ) -> None:
     """Wait until a version under evaluation can be asked by its name.
 
+    An endpoint that is too busy for a while, or that has answered before and is away, is asked again.
+
     Raises:
-        UserMistake: the endpoint does not answer, refuses the key, or shows it no versions.
+        UserMistake: nothing listens at the address, or it refuses the key or shows it no versions.
         SightloomError: the version was taken back, or did not come up in time.
     """
-    until = clock() + timeout_s
-    while version.reference not in (names := listed_models(address, key)):
+    until, answered, trouble = clock() + timeout_s, False, ""
+    while True:
+        names: list[str] = []
+        try:
+            names, answered, trouble = listed_models(address, key, patience_s=0), True, ""
+        except NotNow as error:
+            trouble = error.message
+        except Unreachable as error:
+            if not answered:
+                raise
+            trouble = error.message
+        if version.reference in names:
+            return
         its = ledger.read().model(version.name)
         stage = its.stages.get(version.version, "")
         if stage != "evaluating":
@@ -121,7 +134,8 @@ def wait_until_pinned(
             )
         if clock() > until:
             raise SightloomError(
-                f"{version.reference} could not be asked through {address} within {timeout_s:g} s",
+                f"{version.reference} could not be asked through {address} within {timeout_s:g} s"
+                + (f": {trouble}" if trouble else ""),
                 "the replica's log names the cause; sightloom abort takes the version back",
             )
         time.sleep(_LOOK_S)

@@ -2,11 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from sightloom.errors import GateNotPassed, UserMistake
 from sightloom.promotion.canary import AT_ONCE, CanaryPlan
 from sightloom.promotion.states import ModelState
+
+_BACK_BY: Final = {"challenger": "abort", "evaluating": "abort", "passed": "retire"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +34,7 @@ def moves_to_promote(
     check_candidate(state, version)
     extra = {"override": True} if override else {}
     if state.challenger == version:  # on its way already: at its end, or by an override, a person may end it
-        ready = state.trial.done or (override and not plan.steps)
-        return [Move("promote", version, extra)] if ready else []
+        return [Move("promote", version, extra)] if state.trial.done or override else []
     moves = [Move("evaluate", version), Move("verdict", version, {"outcome": outcome})]
     if outcome != "passed" and not override:
         return moves
@@ -56,13 +57,25 @@ def check_candidate(state: ModelState, version: int) -> None:
         raise UserMistake(f"version {state.challenger} is on trial as challenger", "let it finish, or abort it first")
 
 
-def version_on_trial(state: ModelState, model: str) -> int:
-    """The version that an abort takes back; raises UserMistake where there is none."""
-    evaluating = sorted(version for version, stage in state.stages.items() if stage == "evaluating")
-    found = state.challenger or (evaluating[-1] if evaluating else None)
-    if found is None:
+def move_back(state: ModelState, model: str, version: int | None = None) -> Move:
+    """The event that takes a version back and its app down; by default the challenger, else the newest other.
+
+    Raises:
+        UserMistake: it is not on its way to a promotion, or no version is.
+    """
+    if version is None:
+        newest = (max((one for one, its in state.stages.items() if its == stage), default=None) for stage in _BACK_BY)
+        version = next((one for one in newest if one is not None), None)
+    if version is None:
         raise UserMistake(f"no version of {model} is on trial", "see: sightloom history")
-    return found
+    stage = state.stages.get(version, "")
+    kind = _BACK_BY.get(stage)
+    if kind is None:
+        raise UserMistake(
+            f"{model}:{version} is {stage or 'new'}: only what is under evaluation, passed or on trial is taken back",
+            "sightloom rollback takes a champion back; see: sightloom history",
+        )
+    return Move(kind, version)
 
 
 def version_to_restore(state: ModelState, model: str) -> int:

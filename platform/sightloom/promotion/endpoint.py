@@ -75,8 +75,8 @@ def watch(ended: threading.Event) -> None:
 
 
 def end_endpoint() -> None:
-    """End the manager and what it serves."""
-    stop_manager()
+    """End the manager and what it serves; the last heartbeat says that nothing serves any more."""
+    stop_manager(farewell=True)
     serve.shutdown()
 
 

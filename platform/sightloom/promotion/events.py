@@ -62,6 +62,14 @@ class Event:
 
 
 @dataclass(frozen=True, slots=True)
+class Who:
+    """Who acts, and why."""
+
+    actor: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Entry:
     """A numbered place of the ledger; `text` is None where a stranger put something without an event there."""
 

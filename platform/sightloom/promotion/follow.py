@@ -8,13 +8,18 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from sightloom.errors import SightloomError
+from sightloom.progress import NullProgress, Progress
 from sightloom.promotion.fold import State, accepted
 from sightloom.promotion.ledger import Ledger
 
 HEARTBEAT: Final = "sightloom.manager"
-HEARTBEAT_S: Final = 30.0  # the longest time between two: an older one is of a manager that is gone
+HEARTBEAT_S: Final = 30.0  # an older one is of a manager that hangs or was killed: nobody knows what is live
 _PATIENCE_S: Final = 60.0
 _LOOK_S: Final = 1.0
+
+
+class ManagerSilent(SightloomError):
+    """A release manager serves from this ledger, or did until it was killed, and has not spoken for a while."""
 
 
 class CanaryAborted(SightloomError):
@@ -25,7 +30,11 @@ class CanaryAborted(SightloomError):
 
 @dataclass(frozen=True, slots=True)
 class Heartbeat:
-    """What the manager said last. `age_s`: how long ago. `endpoint`: where it serves, empty if on every address."""
+    """What the manager said last.
+
+    `age_s`: how long ago. `endpoint`: where it serves, empty if on every address. `gone`: it was ended together with
+    what it served.
+    """
 
     age_s: float
     generation: int
@@ -33,11 +42,12 @@ class Heartbeat:
     error: str
     models: Mapping[str, Any]
     endpoint: str = ""
+    gone: bool = False
 
     @property
     def alive(self) -> bool:
-        """Whether there is a manager."""
-        return self.age_s <= HEARTBEAT_S
+        """Whether there is a manager that ticks."""
+        return not self.gone and self.age_s <= HEARTBEAT_S
 
 
 def heartbeat(ledger: Ledger) -> Heartbeat | None:
@@ -54,13 +64,33 @@ def heartbeat(ledger: Ledger) -> Heartbeat | None:
         said["error"],
         said["models"],
         said.get("endpoint", ""),
+        said.get("gone", False),
     )
 
 
-def managed(ledger: Ledger) -> bool:
-    """Whether a release manager watches this ledger now."""
+def manager(ledger: Ledger, progress: Progress | None = None, patience_s: float = _PATIENCE_S) -> Heartbeat | None:
+    """The release manager that serves from this ledger; None where nothing does: there never was one, or it was ended.
+
+    A tick may take long, and while MLflow is away no heartbeat arrives: for one that is late is waited.
+
+    Raises:
+        ManagerSilent: it does not come. What is promoted then might go live without its canary.
+    """
     found = heartbeat(ledger)
-    return found is not None and found.alive
+    if found is None or found.gone or found.alive:
+        return found if found is not None and found.alive else None
+    until = time.monotonic() + patience_s
+    with (progress or NullProgress()).step("wait for the release manager"):
+        while found is not None and not (found.gone or found.alive):
+            if time.monotonic() > until:
+                raise ManagerSilent(
+                    f"the release manager has not spoken for {found.age_s:.0f} s; what it serves may go on serving",
+                    "start it again (sightloom up, or sightloom serve --follow); where nothing serves from this store, "
+                    "sightloom promote --unserved",
+                )
+            time.sleep(_LOOK_S / 2)
+            found = heartbeat(ledger)
+    return None if found is None or found.gone else found
 
 
 def follow(ledger: Ledger, model: str, version: int, show: Callable[[Mapping[str, Any]], None]) -> State:
@@ -103,24 +133,34 @@ def follow(ledger: Ledger, model: str, version: int, show: Callable[[Mapping[str
         time.sleep(_LOOK_S)
 
 
-def settle(ledger: Ledger, state: State) -> State:
-    """Wait until the manager, where there is one, has made live what `state` says; returns `state`.
+def settle(ledger: Ledger, state: State, patience_s: float = _PATIENCE_S) -> State:
+    """Wait until the manager has made live what `state` says; returns `state`, at once where nothing serves.
 
     Raises:
-        SightloomError: it did not within a minute.
+        SightloomError: it did not within a minute, or there was a manager that does not speak any more.
     """
-    until = time.monotonic() + _PATIENCE_S
-    while (beat := heartbeat(ledger)) is not None and beat.alive:
-        if beat.settled and beat.generation >= state.generation:
+    until = time.monotonic() + patience_s
+    while (beat := heartbeat(ledger)) is not None and not beat.gone:
+        if beat.alive and beat.settled and beat.generation >= state.generation:
             break
         if time.monotonic() > until:
-            why = beat.error or "an app is not up yet"
-            raise SightloomError(
-                f"the ledger says so, but it is not live after {_PATIENCE_S:g} s: {why}",
-                "the manager goes on trying; see: sightloom history",
-            )
+            raise _not_live(beat, patience_s)
         time.sleep(_LOOK_S / 2)
     return state
+
+
+def _not_live(beat: Heartbeat, patience_s: float) -> SightloomError:
+    if beat.alive:
+        return SightloomError(
+            f"the ledger says so, but it is not live after {patience_s:g} s: {beat.error or 'an app is not up yet'}",
+            "the manager goes on trying; see: sightloom history",
+        )
+    return ManagerSilent(
+        f"the ledger says so, but nobody knows that it is live: the release manager has not spoken for "
+        f"{beat.age_s:.0f} s",
+        "start it again (sightloom up, or sightloom serve --follow): it makes live what the ledger says; where nothing "
+        "serves, --no-wait",
+    )
 
 
 def _ended(state: State, model: str, version: int, stage: str) -> SightloomError:

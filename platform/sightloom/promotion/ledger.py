@@ -72,10 +72,11 @@ class Ledger:
     ) -> State:
         """Write one event on top of `state` and return what the ledger says then.
 
-        An event that lost to events after which this model stands as before is written again on top of them.
+        An event that lost to events after which the version's champion, rivals and own stage are as before is written
+        again on top of them.
 
         Raises:
-            LostRace: another event moved this model first; this attempt stays on record as lost.
+            LostRace: another event moved one of these first; this attempt stays on record as lost.
             SightloomError: the event is not legal, too large, or MLflow does not answer.
         """
         seen = state
@@ -89,8 +90,8 @@ class Ledger:
             if after is not None:
                 return after
             now = self.read()
-            if not now.model(model).same_place(state.model(model)):
-                raise lost_to(now, state.head, model, event.at)
+            if not now.model(model).same_for(state.model(model), version):
+                raise lost_to(now, state.head, model, version, event.at)
             seen = now
         raise LostRace(f"lost {_RETRIES} races for the ledger; nothing was changed", "try again")
 
@@ -170,8 +171,17 @@ class Ledger:
         if not any(line.event is not None and line.event.id == event.id for line in accepted(after.lines)):
             return None
         with contextlib.suppress(SightloomError):  # a lagging witness is still a true one
-            self.set_tag(_HEAD_TAG, after.head)
+            self._witness(after.head)
         return after
+
+    def _witness(self, head: str) -> None:
+        """Set the witness, and again until no later event is there: of two writers the earlier may set it last."""
+        while True:
+            self.set_tag(_HEAD_TAG, head)
+            now = fold(self._entries(), head)  # raises where the head itself is gone: the witness stays
+            if now.head == head:
+                return
+            head = now.head
 
     def _entries(self) -> list[Entry]:
         entries: list[Entry] = []
@@ -204,16 +214,12 @@ class Ledger:
                 _pause(attempt)
 
 
-def lost_to(state: State, head: str, model: str, at: str) -> LostRace:
-    """The error of a writer who built on `head` at the time `at`: which event came first."""
-
-    def follows(line: Line) -> bool:
-        return line.event is not None and line.event.prev == head
-
-    line = next(filter(follows, accepted(state.lines)), None)
-    if line is None or line.event is None or line.event.model != model:
-        ours = [line for line in accepted(state.lines) if line.event is not None and line.event.model == model]
-        line = ours[-1] if ours else line
+def lost_to(state: State, head: str, model: str, version: int, at: str) -> LostRace:
+    """The error of a writer of `version` who built on `head` at the time `at`: which event came first."""
+    lines = accepted(state.lines)
+    built_on = next((place for place, line in enumerate(lines) if line.event and line.event.prev == head), None)
+    decisive = [line for line in lines[built_on or 0 :] if _decides(line, model, version)]
+    line = None if not decisive else decisive[0 if built_on is not None else -1]
     if line is None or line.event is None:
         return LostRace("lost to another event; nothing was changed", "see: sightloom history")
     then, now = (datetime.datetime.fromisoformat(text) for text in (line.event.at, at))
@@ -222,6 +228,14 @@ def lost_to(state: State, head: str, model: str, at: str) -> LostRace:
         f"lost to event {line.number} ({line.event.words}, {earlier} s earlier); nothing was changed",
         "see: sightloom history",
     )
+
+
+def _decides(line: Line, model: str, version: int) -> bool:
+    """Whether an event may have moved what an event of `version` rests on; evaluations of others do not."""
+    event = line.event
+    if event is None or event.model != model or event.kind == "drift":
+        return False
+    return event.version == version or event.kind not in ("evaluate", "verdict")
 
 
 def _pause(attempt: int) -> None:

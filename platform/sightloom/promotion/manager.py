@@ -25,17 +25,15 @@ from sightloom.serving.observe import Row
 from sightloom.serving.reporting import MANAGER, NAMESPACE
 
 if TYPE_CHECKING:
-    from mlflow import exceptions
-
     from sightloom import registry
     from sightloom.promotion import follow, ledger, ledger_gauges, tick
 else:  # the process that starts the manager does not need what it will use
-    exceptions, registry = Later("mlflow.exceptions"), Later("sightloom.registry")
+    registry = Later("sightloom.registry")
     follow, ledger = Later("sightloom.promotion.follow"), Later("sightloom.promotion.ledger")
     ledger_gauges, tick = Later("sightloom.promotion.ledger_gauges"), Later("sightloom.promotion.tick")
 
 _LOOK_S: Final = 1.0
-_UNFORESEEN: Final = (RayError, OSError, RuntimeError, ValueError, TypeError, LookupError)
+_MAX_ERROR_CHARS: Final = 1000  # a tag of MLflow's holds 5000 on Postgres
 _log = logging.getLogger(__name__)
 # MLflow's client tries for minutes by itself, and a tick would hang as long.
 _PATIENCE: Final = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
@@ -55,7 +53,7 @@ class ReleaseManager:
         self._last: tick.Tick | None = None
         self._error = ""
         self._ticks = 0
-        self._told = ("", 0.0)
+        self._told, self._telling = ("", 0.0), threading.Lock()
         self._gauges = ledger_gauges.LedgerGauges(RayMeters())
         self._thread = threading.Thread(target=self._run, name="ticks", daemon=True)
         self._thread.start()
@@ -77,29 +75,35 @@ class ReleaseManager:
         """What it was started with."""
         return self._config.model_dump(mode="json", exclude_unset=True)
 
-    def stop(self) -> None:
-        """Tick no more; what runs goes on."""
+    def stop(self, farewell: bool = False) -> None:
+        """Tick no more; what runs goes on. `farewell`: it is about to be ended, too, and the heartbeat says so."""
         self._ended.set()
         self._wake.set()
+        if farewell:
+            self._tell(gone=True)
         self._thread.join(30)
 
     def _run(self) -> None:
         while not self._ended.is_set():
-            head = ""
-            try:
-                head = self._ledger.head()
-                self._last, self._error = self._reconciler.tick(), ""
-                self._gauges.tell(self._last)
-            except SightloomError as error:
-                self._error = error.message
-                _log.warning("the tick waits: %s", error.message)
-            except (exceptions.MlflowException, *_UNFORESEEN) as error:
-                # a manager that ended would leave the next promotion waiting for ever
-                self._error = f"{type(error).__name__}: {error}"
-                _log.exception("a tick failed")
-            self._ticks += 1
+            head = self._round()
             self._tell()
             self._sleep(head)
+
+    def _round(self) -> str:
+        """One tick, whatever becomes of it; returns the ledger's head before it."""
+        head = ""
+        try:
+            head = self._ledger.head()
+            self._last, self._error = self._reconciler.tick(), ""
+            self._gauges.tell(self._last)
+        except SightloomError as error:
+            self._error = error.message
+            _log.warning("the tick waits: %s", error.message)
+        except Exception as error:  # noqa: BLE001  the thread must not end: the actor would live on without ticks
+            self._error = f"{type(error).__name__}: {error}"
+            _log.exception("a tick failed")
+        self._ticks += 1
+        return head
 
     def _sleep(self, head: str) -> None:
         """Until the next tick is due, somebody pokes, or the ledger has a new head."""
@@ -116,19 +120,34 @@ class ReleaseManager:
                     return
             except SightloomError:
                 continue  # the next tick will say it
+            except Exception:  # noqa: BLE001  as above
+                _log.exception("the ledger's head cannot be read")
 
-    def _tell(self) -> None:
-        """Leave a heartbeat in MLflow, where the command line looks."""
-        last = self._last.to_json() if self._last is not None else {"generation": 0, "settled": False, "models": {}}
-        said = json.dumps({**last, "error": self._error, "endpoint": self._config.http.address}, sort_keys=True)
-        now = time.monotonic()
-        if said == self._told[0] and now - self._told[1] < follow.HEARTBEAT_S / 3:
-            return
-        try:
-            self._ledger.set_tag(follow.HEARTBEAT, json.dumps({**json.loads(said), "at": ledger.utc_now()}), attempts=2)
-            self._told = (said, now)
-        except SightloomError as error:
-            _log.warning("no heartbeat: %s", error.message)
+    def _tell(self, gone: bool = False) -> None:
+        """Leave a heartbeat in MLflow, where the command line looks; `gone`: the last one."""
+        last = self._last
+        said: dict[str, Any] = {
+            "generation": 0 if last is None else last.generation,
+            "settled": last is not None and last.settled,
+            "models": {} if last is None else last.models,
+            "error": self._error[:_MAX_ERROR_CHARS],
+            "endpoint": self._config.http.address,
+            "gone": gone,
+        }
+        now, words = time.monotonic(), json.dumps(said, sort_keys=True)
+        with self._telling:
+            if self._ended.is_set() and not gone:
+                return
+            if words == self._told[0] and now - self._told[1] < follow.HEARTBEAT_S / 3:
+                return
+            text = json.dumps({**said, "at": ledger.utc_now()}, sort_keys=True, ensure_ascii=False)
+            try:
+                self._ledger.set_tag(follow.HEARTBEAT, text, attempts=2)
+                self._told = (words, now)
+            except SightloomError as error:
+                _log.warning("no heartbeat: %s", error.message)
+            except Exception:  # noqa: BLE001  as above
+                _log.exception("no heartbeat")
 
 
 def start_manager(config: ManagerConfig, wait_s: float = 180.0, meanwhile: Callable[[], None] = lambda: None) -> Any:
@@ -194,13 +213,16 @@ def find_manager() -> Any | None:
         return None
 
 
-def stop_manager(wait_s: float = 30.0) -> bool:
-    """End the cluster's manager; what it deployed goes on. Says whether there was one."""
+def stop_manager(wait_s: float = 30.0, farewell: bool = False) -> bool:
+    """End the cluster's manager; what it deployed goes on. Says whether there was one.
+
+    `farewell`: what it deployed is ended next, and its last heartbeat says so; else promotions wait for a successor.
+    """
     actor = find_manager()
     if actor is None:
         return False
     try:
-        ray.get(actor.stop.remote(), timeout=wait_s)
+        ray.get(actor.stop.remote(farewell), timeout=wait_s)
     except RayError as error:
         _log.warning("the manager did not stop by itself: %s", type(error).__name__)
     ray.kill(actor, no_restart=True)

@@ -1,41 +1,21 @@
-"""The acts of a release, promote and rollback: read the ledger, decide, append events, project the outcome."""
+"""The acts of a release, promote, rollback and abort: read the ledger, decide, append events, project the outcome."""
 
-import hashlib
-import tempfile
+import contextlib
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import Any, Literal
+from dataclasses import asdict, dataclass
+from typing import Any
 
-from sightloom.config import digest
 from sightloom.errors import SightloomError, UserMistake
-from sightloom.evaluation.gate import Decision, decide
-from sightloom.evaluation.report import Subject, render
-from sightloom.evaluation.result import Result, save
-from sightloom.progress import Progress
-from sightloom.promotion.asking import Asker, Exam, InProcess, Pinned, wait_until_pinned
+from sightloom.evaluation.gate import Decision
 from sightloom.promotion.canary import AT_ONCE, CanaryPlan
-from sightloom.promotion.decide import (
-    check_candidate,
-    moves_to_promote,
-    refused,
-    version_on_trial,
-    version_to_restore,
-)
+from sightloom.promotion.decide import Move, move_back, moves_to_promote, refused, version_to_restore
+from sightloom.promotion.events import Who
+from sightloom.promotion.evidence import Evidence
 from sightloom.promotion.fold import State, accepted
 from sightloom.promotion.ledger import Ledger, lost_to, utc_now
 from sightloom.promotion.reconcile import project
 from sightloom.promotion.states import ModelState
 from sightloom.registry import Registry, Version
-from sightloom.tracking import Tracker
-
-
-@dataclass(frozen=True, slots=True)
-class Who:
-    """Who acts, and why."""
-
-    actor: str
-    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,112 +56,6 @@ class Release:
         return fields
 
 
-@dataclass(frozen=True, slots=True)
-class Evidence:
-    """A gate's question answered: the candidate's result, the baseline's on the same examples, and the verdict.
-
-    `seen`: where the model's versions stood then; a verdict against a champion that is gone promotes nobody.
-    `evaluating`: the ledger says already that the candidate is under evaluation.
-    """
-
-    candidate: Result
-    baseline: Result | None
-    decision: Decision
-    run_id: str
-    report_sha256: str
-    seen: ModelState | None = None
-    evaluating: bool = False
-
-
-def gather(
-    registry: Registry,
-    state: ModelState,
-    version: Version,
-    exam: Exam,
-    asker: Asker,
-    tracker: Tracker,
-    progress: Progress,
-) -> Evidence:
-    """Ask candidate and baseline the same questions, decide, and keep rows and report as an MLflow run.
-
-    Raises:
-        UserMistake: the version cannot be a candidate now, or the baseline is not registered.
-        SightloomError: a version's files do not match its digest.
-    """
-    check_candidate(state, version.version)
-    candidate = exam.measured(asker, version, progress)
-    reference = exam.rules.baseline
-    if reference == "champion":
-        reference = "none" if state.champion is None else f"{version.name}:{state.champion}"
-    baseline = None
-    if reference != "none":
-        baseline = exam.measured(asker, registry.resolve(reference), progress)
-    return replace(record(version, exam, candidate, baseline, tracker, asker.words), seen=state)
-
-
-def examine(
-    registry: Registry,
-    ledger: Ledger,
-    version: Version,
-    exam: Exam,
-    asker: Pinned,
-    who: Who,
-    tracker: Tracker,
-    progress: Progress,
-) -> Evidence:
-    """Bring a version up behind the endpoint, reachable by its name alone, and gather the evidence there.
-
-    One that is under evaluation already (a command that was interrupted) is asked anew. Where the questions cannot be
-    put, the version is taken back; nothing else has changed.
-
-    Raises:
-        UserMistake, LostRace: as `promote`; the endpoint or its key is wrong.
-        SightloomError: the version does not come up.
-    """
-    state = ledger.read()
-    check_candidate(state.model(version.name), version.version)
-    if state.model(version.name).stages.get(version.version) != "evaluating":
-        proof = {"digest": version.digest}
-        state = ledger.append(state, "evaluate", version.name, version.version, who.actor, who.reason, evidence=proof)
-    try:
-        with progress.step(f"bring up {version.reference}"):
-            wait_until_pinned(asker.address, asker.key, ledger, version)
-        found = gather(registry, state.model(version.name), version, exam, asker, tracker, progress)
-    except SightloomError as error:
-        state = ledger.read()
-        if state.model(version.name).stages.get(version.version) == "evaluating":
-            ledger.append(state, "abort", version.name, version.version, who.actor, f"not evaluated: {error.message}")
-        raise
-    return replace(found, evaluating=True)
-
-
-def record(
-    version: Version,
-    exam: Exam,
-    candidate: Result,
-    baseline: Result | None,
-    tracker: Tracker,
-    asked: str = InProcess.words,
-) -> Evidence:
-    """Decide on results that are there already, and keep rows and report as an MLflow run. `asked`: where."""
-    rows = None if baseline is None else baseline.rows
-    decision = decide(candidate.rows, rows, exam.rules, candidate.perf, () if baseline is None else baseline.perf)
-    tags = {"sightloom.gate": decision.outcome, "sightloom.asked": asked}
-    run_id = tracker.start_run(f"gate {version.reference}", tags=tags)
-    facts = {
-        "version": version.reference, "digest": version.digest, "gate digest": digest(exam.rules), "asked": asked,
-        "run": run_id,
-    }  # fmt: skip
-    page = render(Subject(f"{version.reference} at the gate", facts), candidate, exam.examples, decision, rows).encode()
-    with tempfile.TemporaryDirectory() as folder:
-        Path(folder, "report.html").write_bytes(page)
-        save(candidate, folder)
-        tracker.log_file(run_id, Path(folder))
-    tracker.log_metrics(run_id, candidate.metrics(), 0, version.model_id)
-    tracker.end_run(run_id)
-    return Evidence(candidate, baseline, decision, run_id, hashlib.sha256(page).hexdigest())
-
-
 def promote(
     registry: Registry,
     ledger: Ledger,
@@ -206,22 +80,42 @@ def promote(
         raise UserMistake("an override needs a reason", "--override --reason '…'")
     decision = evidence.decision
     state = ledger.read()
-    its = state.model(version.name)
-    if evidence.seen is not None and not its.same_place(evidence.seen):
-        raise lost_to(state, "", version.name, utc_now())
-    moves = moves_to_promote(its, version.version, decision.outcome, override, plan)
-    if evidence.evaluating:
-        moves = [move for move in moves if move.kind != "evaluate"]
-    proof = {"run_id": evidence.run_id, "report_sha256": evidence.report_sha256, "digest": version.digest}
     before = len(state.lines)
-    for move in moves:
-        state = ledger.append(
-            state, move.kind, version.name, move.version, who.actor, who.reason, move.args, proof
-        )  # fmt: skip
+    state = _moved(ledger, state, version, evidence, who, override, plan)
     project(state, registry, version.name)
     if version.version not in (state.model(version.name).champion, state.model(version.name).challenger):
         raise refused(version.name, version.version, decision.outcome, decision.reasons)
     return as_release(state, version, before, decision, evidence.run_id)
+
+
+def _moved(
+    ledger: Ledger, state: State, version: Version, evidence: Evidence, who: Who, override: bool, plan: CanaryPlan
+) -> State:
+    """The ledger after all events of a promotion; where one cannot be written, the version's app goes down again."""
+    name, number = version.name, version.version
+    proof = {"run_id": evidence.run_id, "report_sha256": evidence.report_sha256, "digest": version.digest}
+    ours = "evaluating" if evidence.evaluating else ""
+    try:
+        its = state.model(name)
+        if evidence.seen is not None and not its.same_for(evidence.seen, number):
+            raise lost_to(state, "", name, number, utc_now())
+        for move in moves_to_promote(its, number, evidence.decision.outcome, override, plan):
+            if move.kind == "evaluate" and evidence.evaluating:
+                continue
+            state = ledger.append(state, move.kind, name, number, who.actor, who.reason, move.args, proof)
+            ours = state.model(name).stages[number]
+    except SightloomError as error:
+        with contextlib.suppress(SightloomError):
+            _take_down(ledger, name, number, ours, who, f"not promoted: {error.message}")
+        raise
+    return state
+
+
+def _take_down(ledger: Ledger, name: str, version: int, ours: str, who: Who, reason: str) -> None:
+    """Take a version back that still stands where this act put it; where somebody else moved it, it is theirs."""
+    state = ledger.read()
+    if ours in ("evaluating", "passed") and state.model(name).stages.get(version) == ours:
+        ledger.append(state, move_back(state.model(name), name, version).kind, name, version, who.actor, reason)
 
 
 def go_on(registry: Registry, ledger: Ledger, version: Version, who: Who, override: bool, plan: CanaryPlan) -> Release:
@@ -238,27 +132,22 @@ def go_on(registry: Registry, ledger: Ledger, version: Version, who: Who, overri
 
 def rollback(registry: Registry, ledger: Ledger, model: str, who: Who) -> Release:
     """Make the previous champion the champion again; raises UserMistake where there is none."""
-    return _take_back(registry, ledger, model, who, "rollback", version_to_restore)
+    return _take_back(registry, ledger, model, who, lambda its: Move("rollback", version_to_restore(its, model)))
 
 
-def abort(registry: Registry, ledger: Ledger, model: str, who: Who) -> Release:
-    """Take the version on trial back; raises UserMistake where there is none."""
-    return _take_back(registry, ledger, model, who, "abort", version_on_trial)
+def abort(registry: Registry, ledger: Ledger, model: str, who: Who, version: int | None = None) -> Release:
+    """Take a version that is under evaluation, passed or on trial back; raises UserMistake where it is not."""
+    return _take_back(registry, ledger, model, who, lambda its: move_back(its, model, version))
 
 
 def _take_back(
-    registry: Registry,
-    ledger: Ledger,
-    model: str,
-    who: Who,
-    kind: Literal["rollback", "abort"],
-    chosen: Callable[[ModelState, str], int],
+    registry: Registry, ledger: Ledger, model: str, who: Who, chosen: Callable[[ModelState], Move]
 ) -> Release:
     state = ledger.read()
-    before = len(state.lines)
-    version = registry.resolve(f"{model}:{chosen(state.model(model), model)}")
+    before, move = len(state.lines), chosen(state.model(model))
+    version = registry.resolve(f"{model}:{move.version}")
     state = ledger.append(
-        state, kind, model, version.version, who.actor, who.reason, evidence={"digest": version.digest}
+        state, move.kind, model, version.version, who.actor, who.reason, evidence={"digest": version.digest}
     )
     project(state, registry, model)
     return as_release(state, version, before, None, "")

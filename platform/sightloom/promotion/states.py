@@ -88,9 +88,13 @@ class ModelState:
         named = {"champion": self.champion, "challenger": self.challenger, "previous": self.previous}
         return {alias: version for alias, version in named.items() if version is not None}
 
-    def same_place(self, other: "ModelState") -> bool:
-        """Whether every version stands where it stands in `other`; observed drift apart."""
-        return self.stages == other.stages and self.trial == other.trial
+    def same_for(self, other: "ModelState", version: int) -> bool:
+        """Whether all that an event of `version` rests on is as in `other`: its stage, champion, previous, challenger.
+
+        Where further versions are evaluated does not matter: several may be at once.
+        """
+        held = all(self.holder(stage) == other.holder(stage) for stage in SINGLE)
+        return held and self.stages.get(version) == other.stages.get(version) and self.trial == other.trial
 
 
 def why_illegal(state: ModelState, event: Event) -> str:

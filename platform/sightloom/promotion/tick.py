@@ -49,7 +49,7 @@ class Tick:
     drift: int = 0
 
     def to_json(self) -> dict[str, Any]:
-        """As the manager's heartbeat carries it."""
+        """As the manager's status carries it."""
         return {
             "generation": self.generation,
             "settled": self.settled,
