@@ -4,6 +4,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+import mlflow
 import pytest
 import yaml
 from typer.testing import CliRunner
@@ -13,6 +14,7 @@ from sightloom.errors import GateNotPassed, SightloomError, UserMistake
 from sightloom.evaluation.examples import Example
 from sightloom.evaluation.gate import GateRules
 from sightloom.evaluation.jsonl import from_jsonl
+from sightloom.evaluation.result import read_rows
 from sightloom.evaluation.suites import Suite
 from sightloom.model.scratch import build_folder
 from sightloom.progress import NullProgress
@@ -89,10 +91,17 @@ def test_the_road_of_a_release(stage: Stage) -> None:
     assert run.data.tags["sightloom.gate"] == "passed"
     measured = {metric.key: metric.value for metric in stage.tracker._client.get_logged_model(second.model_id).metrics}
     assert measured["eval/art/accuracy"] == evidence.candidate.domains["art"].value, "at the version, too"
-    assert {file.path for file in stage.tracker._client.list_artifacts(evidence.run_id)} >= {
-        "report.html",
-        "rows.jsonl",
-    }
+    kept = Path(mlflow.artifacts.download_artifacts(run_id=evidence.run_id, tracking_uri=stage.registry.uri))
+    rows = [read_rows(kept), read_rows(kept / "baseline")]
+    assert [row.id for row in rows[0]] == [row.id for row in rows[1]], "both sides of the pairs"
+    decision, page = json.loads((kept / "decision.json").read_text()), (kept / "report.html").read_text()
+    assert (decision["version"], decision["baseline"]) == ("nano:2", "nano:1") and decision["outcome"] == "passed"
+    assert (decision["digest"], decision["baseline digest"]) == (second.digest, first.digest)
+    art = decision["domains"]["art"]
+    assert (
+        art["value"] == measured["eval/art/accuracy"] and len(art["delta_bounds"]) == 2 and art["verdict"] == "passed"
+    )
+    assert first.digest in page and "Holm p" in page and 0 <= art["p_adjusted"] <= 1
 
     with pytest.raises(UserMistake, match="champion already"):
         stage.evidence(second, floor=0.0)

@@ -151,7 +151,8 @@ def _judged(decision: Decision, name: str) -> str:
     delta = "–"
     if found.delta is not None and found.delta_bounds is not None:
         low, high = found.delta_bounds
-        delta = f"{100 * found.delta:+.1f} <span class='soft'>[{100 * low:+.1f}, {100 * high:+.1f}]</span>"
+        holm = "" if found.p_adjusted is None else f", Holm p {found.p_adjusted:.3f}"
+        delta = f"{100 * found.delta:+.1f} <span class='soft'>[{100 * low:+.1f}, {100 * high:+.1f}]{holm}</span>"
     kind = "" if found.blocking else " <span class='soft'>(not blocking)</span>"
     return f"<td>{delta}</td><td class='tone {found.verdict}'>{found.verdict}{kind}</td>"
 

@@ -1,8 +1,9 @@
 """The evidence of a gate: candidate and baseline are asked the same questions, and rows and report are kept."""
 
 import hashlib
+import json
 import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from sightloom.config import digest
@@ -67,10 +68,11 @@ def gather(
     reference = exam.rules.baseline
     if reference == "champion":
         reference = "none" if state.champion is None else f"{version.name}:{state.champion}"
-    baseline = None
+    baseline, against = None, None
     if reference != "none":
-        baseline = exam.measured(asker, registry.resolve(reference), progress)
-    return replace(record(version, exam, candidate, baseline, tracker, asker.words), seen=state)
+        against = registry.resolve(reference)
+        baseline = exam.measured(asker, against, progress)
+    return replace(record(version, exam, candidate, baseline, tracker, asker.words, against), seen=state)
 
 
 def examine(
@@ -116,20 +118,34 @@ def record(
     baseline: Result | None,
     tracker: Tracker,
     asked: str = InProcess.words,
+    against: Version | None = None,
 ) -> Evidence:
-    """Decide on results that are there already, and keep rows and report as an MLflow run. `asked`: where."""
+    """Decide on results that are there already, and keep them as an MLflow run.
+
+    It holds `report.html`, `decision.json` (who was asked, and each domain's value, interval, difference and verdict),
+    `rows.jsonl` and `result.json` of the candidate and, in `baseline/`, of the baseline.
+
+    Args:
+        asked: where, in words.
+        against: the baseline's version.
+    """
     rows = None if baseline is None else baseline.rows
     decision = decide(candidate.rows, rows, exam.rules, candidate.perf, () if baseline is None else baseline.perf)
     tags = {"sightloom.gate": decision.outcome, "sightloom.asked": asked}
     run_id = tracker.start_run(f"gate {version.reference}", tags=tags)
     facts = {
-        "version": version.reference, "digest": version.digest, "gate digest": digest(exam.rules), "asked": asked,
-        "run": run_id,
+        "version": version.reference, "digest": version.digest,
+        "baseline": "none" if against is None else against.reference,
+        "baseline digest": "none" if against is None else against.digest,
+        "gate digest": digest(exam.rules), "asked": asked, "run": run_id,
     }  # fmt: skip
     page = render(Subject(f"{version.reference} at the gate", facts), candidate, exam.examples, decision, rows).encode()
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "report.html").write_bytes(page)
+        Path(folder, "decision.json").write_text(json.dumps({**facts, **asdict(decision)}, indent=1))
         save(candidate, folder)
+        if baseline is not None:
+            save(baseline, str(Path(folder, "baseline")))
         tracker.log_file(run_id, Path(folder))
     tracker.log_metrics(run_id, candidate.metrics(), 0, version.model_id)
     tracker.end_run(run_id)
