@@ -24,6 +24,7 @@ from sightloom.data.shards.manifest import read_manifest
 from sightloom.demo.corpus import write_corpus
 from sightloom.model.scratch import build_folder
 from sightloom.progress import NullProgress
+from sightloom.serving.metric_table import METRICS
 
 READY_S, RUNNING_S, PACKAGE_BYTES = 40, 10, 2_000_000
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1500)]
@@ -197,16 +198,28 @@ def _wait_for(condition: Callable[[], bool], stack: Stack, limit_s: float = 120)
         time.sleep(0.5)
 
 
+# Of our own metrics those that need something to go wrong, an engine with a cache, or a canary.
+_OF_EVENTS = frozenset(
+    {"errors_total", "cancelled_total", "media_rejected_total", "rate_limited_total", "fallback_total", "shadow_total",
+     "engine_restarts_total", "engine_kv_used"}
+)  # fmt: skip
+
+
 def _metrics_are_real(stack: Stack) -> None:
-    """Every metric of Ray's that a panel or an alert names is one that this run exports."""
+    """Every metric that a panel or an alert names, of Ray's, of Serve's and of ours, is one that this run exports."""
     import httpx
 
     temp = state.read_state(stack.folder).temp  # type: ignore[union-attr]
     (target,) = json.loads((Path(temp) / "prom_metrics_service_discovery.json").read_text())[0]["targets"][:1]
+    ours = {
+        metric.exported_name + ("_bucket" if metric.kind == "histogram" else "")
+        for metric in METRICS.values()
+        if metric.name not in _OF_EVENTS
+    }
     until, missing = time.monotonic() + 90, {""}
     while missing and time.monotonic() < until:
         seen = {line.split("{")[0] for line in httpx.get(f"http://{target}/metrics", trust_env=False).text.splitlines()}
-        missing = {*RAY_METRICS, *SERVE_METRICS} - seen
+        missing = {*RAY_METRICS, *SERVE_METRICS, *ours} - seen
         time.sleep(2 if missing else 0)
     assert not missing, missing
 
