@@ -2,9 +2,8 @@
 
 import pytest
 
-from sightloom.cli.serve import clip_settings
 from sightloom.errors import UserMistake
-from sightloom.serving.clip import ClipSettings
+from sightloom.serving.clip import ClipSettings, clip_settings
 from sightloom.serving.engines.settings import TransformersSettings, VllmSettings, engine_settings
 
 

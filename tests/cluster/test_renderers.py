@@ -18,6 +18,8 @@ from sightloom.cluster.renderers import TARGETS, Placed, render
 from sightloom.cluster.renderers.kuberay import RAY_VERSION
 from sightloom.config import load
 from sightloom.errors import UserMistake
+from sightloom.serving.builders import RouterArgs
+from sightloom.serving.clip import ClipSettings
 from sightloom.serving.engines.settings import ENGINE_SETTINGS, engine_settings
 
 CRDS = Path(__file__).parent.parent.parent.parent / "shared" / "crds"
@@ -128,6 +130,7 @@ def test_what_a_target_has_no_word_for_is_an_error(
         (["/models/nano", "--on", "ray", "--follow", "--keys", "k"], "does not follow the ledger"),
         (["/models/nano", "--on", "ray", "--keys", "k", "--engine", "tgi"], "--engine tgi is not known"),
         (["/models/nano", "--on", "ray", "--keys", "k", "--engine-gpus", "1"], "belong to vLLM"),
+        (["/models/nano", "--on", "ray", "--keys", "k", "--clip", "b=local-dir:models/b"], "is no absolute folder"),
     ],
 )
 def test_a_rayservice_takes_only_what_it_can_do(argv: list[str], said: str) -> None:
@@ -150,6 +153,17 @@ def test_a_rayservices_engine_is_the_one_that_the_verb_would_serve_with() -> Non
     assert told == asked and ServeDeploySchema.model_validate(config)
     with pytest.raises(UserMistake, match="reserves 2 GPUs, and no node of its workers has more than 0"):
         render(JobSpec(name="s", kind="serve", argv=(*KEYED, *words)), "rayservice", PLACED)
+
+
+def test_a_rayservice_has_the_open_clip_models_of_the_verb() -> None:
+    words = ("--clip", "tiny=local-dir:/models/tiny", "--clip", "b=ViT-B-32,openai")
+    spec = JobSpec(name="s", kind="serve", argv=(*KEYED, *words))
+    config = yaml.safe_load(yaml.safe_load(render(spec, "rayservice", PLACED))["spec"]["serveConfigV2"])
+    apps = {app.name: app for app in ServeDeploySchema.model_validate(config).applications}
+    assert apps.keys() == {"sightloom-v1", "clip-tiny", "clip-b", "router"}
+    assert RouterArgs.model_validate(apps["router"].args).clips == ("b", "tiny")
+    assert ClipSettings.model_validate(apps["clip-b"].args) == ClipSettings(model="ViT-B-32", pretrained="openai")
+    assert apps["clip-b"].import_path == "sightloom.serving.builders:clip_app"
 
 
 def test_the_verb_prints_the_manifest_as_it_is_however_narrow_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:

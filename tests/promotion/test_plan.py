@@ -10,6 +10,8 @@ from sightloom.promotion.document import rayservice_patch
 from sightloom.promotion.fold import State
 from sightloom.promotion.plan import Planned, plan
 from sightloom.promotion.states import ModelState, Trial
+from sightloom.serving import builders
+from sightloom.serving.clip import ClipSettings
 
 from .serving_double import ServeDouble
 
@@ -153,3 +155,21 @@ def test_apps_of_others_that_the_configuration_names_stay(serve: ServeDouble) ->
     config = CONFIG.model_copy(update={"extra_apps": ({"name": "clip", "route_prefix": None, "import_path": "a:b"},)})
     planned = plan(state(3, {1: "champion"}), serve.read(), config, NOW)
     assert "clip" in apps(planned)
+
+
+def test_open_clip_models_have_apps_beside_the_versions_and_the_router_knows_their_names() -> None:
+    clips = {"tiny": ClipSettings(model="local-dir:/models/tiny"), "b": ClipSettings(model="b", pretrained="p")}
+    config, serve = CONFIG.model_copy(update={"clips": clips}), ServeDouble()
+    for _ in range(2):
+        planned = plan(state(3, {1: "champion"}), serve.read(), config, NOW)
+        serve.put(planned.document)
+    apps = {app["name"]: app for app in serve.documents[-1]["applications"]}
+    assert apps.keys() == {"router", "m-v1", "clip-tiny", "clip-b"}
+    assert not plan(state(3, {1: "champion"}), serve.read(), config, NOW).changed
+    assert builders.RouterArgs.model_validate(apps["router"]["args"]).clips == ("b", "tiny")
+    for name, its in clips.items():
+        assert ClipSettings.model_validate(apps[f"clip-{name}"]["args"]) == its
+        assert type(builders.clip_app(its)).__name__ == "Application"
+    ServeDeploySchema.model_validate(serve.documents[-1])
+    gone = plan(state(3, {1: "champion"}), serve.read(), CONFIG, NOW)
+    assert apps.keys() - {app["name"] for app in gone.document["applications"]} == {"clip-tiny", "clip-b"}

@@ -14,7 +14,7 @@ from sightloom.cli import console
 from sightloom.cli.console import DEFAULT_STORE, Ray, Store
 from sightloom.errors import UserMistake
 from sightloom.later import Later
-from sightloom.serving.clip import ClipSettings
+from sightloom.serving.clip import clip_settings
 from sightloom.serving.config import EndpointConfig
 from sightloom.serving.engines.settings import engine_settings
 from sightloom.serving.media import MediaLimits
@@ -96,13 +96,14 @@ def register(app: typer.Typer) -> None:
         clips = clip_settings(clip or [])
         check_host(host, endpoint)
         if follow:
-            check_follow(target, name, on, ray, clips)
+            check_follow(target, name, on, ray)
             config = promotion.ManagerConfig(
                 store=normalized_uri(store),
                 http=promotion.HttpConfig(host=host, port=port),
                 endpoint=endpoint,
                 engine=settings,
                 gpus=engine_gpus,
+                clips={clip_name: its.absolute() for clip_name, its in clips.items()},
             )
             follow_until_asked(config, ray, as_json)
             return
@@ -124,7 +125,7 @@ def register(app: typer.Typer) -> None:
             runtime.disconnect()
 
 
-def check_follow(target: str, name: str, on: str, ray: str, clips: dict[str, ClipSettings]) -> None:
+def check_follow(target: str, name: str, on: str, ray: str) -> None:
     """See that the options mean something beside `--follow`.
 
     Raises:
@@ -139,8 +140,6 @@ def check_follow(target: str, name: str, on: str, ray: str, clips: dict[str, Cli
         raise UserMistake(
             "--follow needs a Ray with a dashboard", "sightloom up has both; or --on ray --ray HOST:6379 (a job: auto)"
         )
-    if clips:
-        raise UserMistake("--clip means nothing beside --follow", "serve open_clip models by an endpoint of their own")
 
 
 def follow_until_asked(config: "promotion.ManagerConfig", ray: str, as_json: bool) -> None:
@@ -179,22 +178,6 @@ def asked_to_end() -> threading.Event:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: ended.set())
     return ended
-
-
-def clip_settings(given: list[str]) -> dict[str, ClipSettings]:
-    """The open_clip models of the command line.
-
-    Raises:
-        UserMistake: one has no name.
-    """
-    found: dict[str, ClipSettings] = {}
-    for text in given:
-        name, sign, model = text.partition("=")
-        if not (name and sign and model):
-            raise UserMistake(f"--clip {text} has no name", "write NAME=local-dir:FOLDER or NAME=MODEL,PRETRAINED")
-        architecture, _, pretrained = model.partition(",")
-        found[name] = ClipSettings(model=architecture, pretrained=pretrained or None)
-    return found
 
 
 def find(target: str, name: str, store: str) -> tuple[Path, str, str]:

@@ -14,6 +14,7 @@ from sightloom.cluster.local.options import StackOptions, read_ports
 from sightloom.config import validate
 from sightloom.errors import SightloomError
 from sightloom.progress import terminal_progress
+from sightloom.serving.clip import clip_settings
 
 FOLDER = Path(".sightloom")
 Folder = Annotated[
@@ -43,6 +44,10 @@ def up_verb(
         ),
     ] = "",
     artifacts: Annotated[str, typer.Option(help="MLflow's artifacts, e.g. s3://bucket.", show_default="a folder")] = "",
+    clip: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=local-dir:FOLDER or NAME=MODEL,PRETRAINED: an open_clip model for embeddings."),
+    ] = None,
     num_cpus: Annotated[int | None, typer.Option(help="What Ray may promise.", show_default="cores + 2", min=1)] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -51,7 +56,8 @@ def up_verb(
     sightloom up
     sightloom submit jobs/curate.yaml --cluster local
     """
-    asked = {"database": database, "artifacts": artifacts, "ports": read_ports(port or ())}
+    clips = {name: its.absolute() for name, its in clip_settings(clip or ()).items()}
+    asked = {"database": database, "artifacts": artifacts, "ports": read_ports(port or ()), "clips": clips}
     options = validate(StackOptions, asked | ({"num_cpus": num_cpus} if num_cpus else {}), "command line")
     found = stack.up(folder, options, terminal_progress())
     console.emit(found.to_json(), as_json, lambda page: _show(page, found))

@@ -5,6 +5,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from sightloom.config import Frozen
+from sightloom.serving.clip import ClipSettings
 from sightloom.serving.config import EndpointConfig
 from sightloom.serving.engines.settings import EngineSettings, TransformersSettings
 from sightloom.serving.ports import address_of
@@ -32,6 +33,7 @@ class ManagerConfig(Frozen):
         dashboard: address of Ray's dashboard, whose REST interface takes Serve's whole document.
         token_file: file with Ray's token, where the cluster asks for one (`RAY_AUTH_MODE=token`).
         cache: folder on every node for downloaded versions.
+        clips: open_clip models for embeddings beside the versions, by name; a local one lies on every node.
         runtime_env: of all applications.
         extra_apps: further Serve applications, kept as they are: a PUT removes what it does not list.
         rollback_ttl_s: how long the previous champion stays warm.
@@ -49,6 +51,7 @@ class ManagerConfig(Frozen):
     cpus: float = Field(default=0.5, ge=0, description="of every replica, which waits most of the time")
     gpus: float = Field(default=0, ge=0)
     routers: int = Field(default=1, ge=1)
+    clips: dict[str, ClipSettings] = Field(default_factory=dict)
     runtime_env: dict[str, Any] = Field(default_factory=dict)
     extra_apps: tuple[dict[str, Any], ...] = ()
     rollback_ttl_s: float = Field(default=86_400, ge=0)

@@ -10,6 +10,7 @@ import yaml
 
 from sightloom.promotion.config import ManagerConfig
 from sightloom.promotion.live import ROUTER
+from sightloom.serving.clip import app_name as clip_app_name
 from sightloom.serving.routes import Routes
 
 _BUILDERS: Final = "sightloom.serving.builders"
@@ -67,9 +68,31 @@ def router_app(config: ManagerConfig, routes: Routes) -> dict[str, Any]:
         "route_prefix": "/",
         "import_path": f"{_BUILDERS}:router_app",
         "runtime_env": config.runtime_env,
-        "args": {"endpoint": config.endpoint.model_dump(mode="json")},
+        "args": {"endpoint": config.endpoint.model_dump(mode="json"), "clips": sorted(config.clips)},
         "deployments": [deployment],
         "logging_config": LOGGING,
+    }
+
+
+def clip_apps(config: ManagerConfig) -> dict[str, dict[str, Any]]:
+    """The applications of the open_clip models, by name."""
+    deployment = {
+        "name": "clip",
+        "graceful_shutdown_timeout_s": _DRAIN_S,
+        "health_check_period_s": _HEALTH_S,
+        "ray_actor_options": {"num_cpus": config.cpus},
+    }
+    return {
+        clip_app_name(name): {
+            "name": clip_app_name(name),
+            "route_prefix": None,
+            "import_path": f"{_BUILDERS}:clip_app",
+            "runtime_env": config.runtime_env,
+            "args": settings.model_dump(mode="json", exclude_unset=True),
+            "deployments": [deployment],
+            "logging_config": LOGGING,
+        }
+        for name, settings in config.clips.items()
     }
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sightloom.promotion.config import ManagerConfig
-from sightloom.promotion.document import LOGGING, app_name, document, router_app, version_app
+from sightloom.promotion.document import LOGGING, app_name, clip_apps, document, router_app, version_app
 from sightloom.promotion.fold import State
 from sightloom.promotion.live import ROUTER, Live, normal
 from sightloom.promotion.states import LIVING, ModelState
@@ -72,6 +72,7 @@ def plan(state: State, live: Live, config: ManagerConfig, now: str) -> Planned:
         if routed not in applications and routed in live.apps and live.apps[routed].config:
             applications[routed] = dict(live.apps[routed].config)
     applications |= {app["name"]: {"logging_config": LOGGING, **app} for app in config.extra_apps}
+    applications |= clip_apps(config)
     applications[ROUTER] = router_app(config, routes)
     ordered = [normal(applications[name]) for name in sorted(applications)]
     stale = live.routes.generation > state.generation

@@ -6,6 +6,8 @@ from pydantic import Field
 from ray.serve import Application
 
 from sightloom.config import Frozen
+from sightloom.serving import clip_replica
+from sightloom.serving.clip import ClipSettings
 from sightloom.serving.config import EndpointConfig
 from sightloom.serving.deploy import version_replica
 from sightloom.serving.engines.settings import EngineSettings, TransformersSettings
@@ -30,6 +32,7 @@ class RouterArgs(Frozen):
     routes: Routes = Field(
         default=Routes(), description="the first ones; Serve's `user_config` changes them without a restart"
     )
+    clips: tuple[str, ...] = Field(default=(), description="names of the open_clip models that have apps")
 
 
 def version_app(args: VersionArgs) -> Application:
@@ -45,4 +48,9 @@ def registered_app(args: RegisteredArgs) -> Application:
 def router_app(args: RouterArgs) -> Application:
     """`sightloom.serving.builders:router_app`: the endpoint, which asks the version apps."""
     routes = args.routes.model_dump(mode="json")
-    return Router.options(user_config=routes).bind(args.endpoint.model_dump(mode="json"))
+    return Router.options(user_config=routes).bind(args.endpoint.model_dump(mode="json"), args.clips)
+
+
+def clip_app(args: ClipSettings) -> Application:
+    """`sightloom.serving.builders:clip_app`: an open_clip model; its app's name is `clip.app_name`'s."""
+    return clip_replica.clip_app(args)

@@ -5,9 +5,10 @@ Shapes: N items, C channels, H and W pixels, T tokens, D features.
 
 import asyncio
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 else:  # the router knows what a feature is, and loads none of them
     open_clip, torch = Later("open_clip"), Later("torch")
 
+_LOCAL: Final = "local-dir:"
 Item = str | bytes  # a text, or an encoded picture that the media guard has passed
 
 
@@ -32,6 +34,41 @@ class ClipSettings(Frozen):
     model: str
     pretrained: str | None = None
     device: str = "cpu"
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder of a local model."""
+        return Path(self.model.removeprefix(_LOCAL)) if self.model.startswith(_LOCAL) else None
+
+    @property
+    def words(self) -> str:
+        """As the command line writes it, after `NAME=`."""
+        return self.model if self.pretrained is None else f"{self.model},{self.pretrained}"
+
+    def absolute(self) -> "ClipSettings":
+        """The same model for a process that has another working folder."""
+        return self if self.folder is None else self.model_copy(update={"model": f"{_LOCAL}{self.folder.absolute()}"})
+
+
+def app_name(name: str) -> str:
+    """The Serve app of a model."""
+    return f"clip-{name}"
+
+
+def clip_settings(given: Iterable[str]) -> dict[str, ClipSettings]:
+    """The open_clip models of a command line.
+
+    Raises:
+        UserMistake: one has no name.
+    """
+    found: dict[str, ClipSettings] = {}
+    for text in given:
+        name, sign, model = text.partition("=")
+        if not (name and sign and model):
+            raise UserMistake(f"--clip {text} has no name", "write NAME=local-dir:FOLDER or NAME=MODEL,PRETRAINED")
+        architecture, _, pretrained = model.partition(",")
+        found[name] = ClipSettings(model=architecture, pretrained=pretrained or None)
+    return found
 
 
 @dataclass(frozen=True, slots=True)

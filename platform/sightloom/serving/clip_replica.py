@@ -8,7 +8,7 @@ from ray.exceptions import RayError
 from ray.serve import Application
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
-from sightloom.serving.clip import About, ClipModel, ClipSettings, Feature, Item
+from sightloom.serving.clip import About, ClipModel, ClipSettings, Feature, Item, app_name
 from sightloom.serving.errors import ApiError
 
 MAX_BATCH = 32
@@ -65,11 +65,6 @@ class HandleEmbedder:
 def clip_app(settings: ClipSettings) -> Application:
     """One model's app."""
     return Clip.bind(settings.model_dump(mode="json"))
-
-
-def app_name(name: str) -> str:
-    """The Serve app of a model."""
-    return f"clip-{name}"
 
 
 def handles(names: Iterable[str]) -> dict[str, HandleEmbedder]:

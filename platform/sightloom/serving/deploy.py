@@ -14,8 +14,8 @@ from ray.serve import Application
 from ray.serve.schema import LoggingConfig
 
 from sightloom.errors import SightloomError, UserMistake
-from sightloom.serving.clip import ClipSettings
-from sightloom.serving.clip_replica import app_name, clip_app
+from sightloom.serving.clip import ClipSettings, app_name
+from sightloom.serving.clip_replica import clip_app
 from sightloom.serving.config import EndpointConfig
 from sightloom.serving.dispatch import about_engine
 from sightloom.serving.engines.base import Delta, EngineInfo, EngineRequest

@@ -9,6 +9,7 @@ from pydantic import Field, field_validator
 
 from sightloom.config import Frozen, nearest, validate
 from sightloom.errors import UserMistake
+from sightloom.serving.clip import ClipSettings
 
 HOST = "127.0.0.1"
 _SERVING_CPUS = 2  # beside the machine's own cores: the engines of champion, challenger, previous and one on trial
@@ -27,7 +28,8 @@ class Ports(Frozen):
 
 
 class StackOptions(Frozen):
-    """A stack. `database`: of MLflow, empty: an sqlite file; `artifacts`: a folder or s3://…, empty: a folder.
+    """A stack. `database`: of MLflow, empty: an sqlite file; `artifacts`: a folder or s3://…, empty: a folder; `clips`:
+    open_clip models for embeddings beside the champion, by name.
 
     `num_cpus` is what Ray may promise at once: the machine's cores, and two for what serves.
     """
@@ -36,6 +38,7 @@ class StackOptions(Frozen):
     artifacts: str = ""
     num_cpus: int = Field(default_factory=lambda: (os.cpu_count() or 1) + _SERVING_CPUS, ge=1)
     ports: Ports = Ports()
+    clips: dict[str, ClipSettings] = Field(default_factory=dict)
 
     @field_validator("database")
     @classmethod

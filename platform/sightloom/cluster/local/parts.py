@@ -122,6 +122,7 @@ def _endpoint(options: StackOptions) -> Part:
     words = [
         "serve", f"{MODEL}@champion", "--on", "ray", "--follow", "--ray", options.ray, "--store", options.tracking_uri,
         "--port", f"{options.ports.endpoint}",
+        *(word for name, clip in options.clips.items() for word in ("--clip", f"{name}={clip.words}")),
     ]  # fmt: skip
     return Part(
         "endpoint",

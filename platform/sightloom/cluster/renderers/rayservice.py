@@ -1,4 +1,4 @@
-"""A serve job as a RayService: the two apps of `sightloom serve --on ray`, kept alive by KubeRay."""
+"""A serve job as a RayService: the apps of `sightloom serve --on ray`, kept alive by KubeRay."""
 
 import argparse
 from typing import Any, Final, NoReturn
@@ -7,6 +7,7 @@ from sightloom.cluster.jobspec import JobSpec
 from sightloom.cluster.renderers.kuberay import as_yaml, cluster_spec, named
 from sightloom.cluster.renderers.submission import SECRETS_FOLDER, Placed, runtime_env
 from sightloom.errors import UserMistake
+from sightloom.serving.clip import ClipSettings, app_name, clip_settings
 from sightloom.serving.engines.settings import engine_settings
 
 _BUILDERS: Final = "sightloom.serving.builders"
@@ -37,21 +38,44 @@ def serve_config(spec: JobSpec, placed: Placed) -> dict[str, Any]:
     shared: dict[str, Any] = {"runtime_env": found} if (found := runtime_env(spec, placed)) else {}
     endpoint = {"keys": asked.keys, "media": {"allow_domains": asked.allow_domain}, "log_requests": asked.log_requests}
     version = {"folder": asked.target, "version": "1", "engine": _engine(spec, asked)}
+    clips = _clips(spec, asked)
+    router: dict[str, Any] = {"endpoint": endpoint, "routes": routes} | ({"clips": sorted(clips)} if clips else {})
     return {
         "proxy_location": "EveryNode",
         "http_options": {"host": "0.0.0.0", "port": asked.port},
         "logging_config": {"log_level": "WARNING", "enable_access_log": False},
         "applications": [
             {"name": app, "route_prefix": None, "import_path": f"{_BUILDERS}:version_app", "args": version, **shared},
+            *(
+                {
+                    "name": app_name(name),
+                    "route_prefix": None,
+                    "import_path": f"{_BUILDERS}:clip_app",
+                    "args": its.model_dump(mode="json", exclude_unset=True),
+                    **shared,
+                }
+                for name, its in clips.items()
+            ),
             {
                 "name": "router",
                 "route_prefix": "/",
                 "import_path": f"{_BUILDERS}:router_app",
-                "args": {"endpoint": endpoint, "routes": routes},
+                "args": router,
                 **shared,
             },
         ],
     }
+
+
+def _clips(spec: JobSpec, asked: argparse.Namespace) -> dict[str, ClipSettings]:
+    """The open_clip models beside the version; a local one lies in every pod, too."""
+    found = clip_settings(asked.clip)
+    for name, its in found.items():
+        if its.folder is not None and not its.folder.is_absolute():
+            raise UserMistake(
+                f"job '{spec.name}': '{its.folder}' of --clip {name} is no absolute folder", "mount it in every pod"
+            )
+    return found
 
 
 def _engine(spec: JobSpec, asked: argparse.Namespace) -> dict[str, Any]:
@@ -74,7 +98,7 @@ class _Words(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UserMistake(
             f"a RayService cannot be made of these argv: {message}",
-            "it knows --name --port --keys --allow-domain --log-requests --engine… --dtype --device",
+            "it knows --name --port --keys --allow-domain --log-requests --engine… --clip --dtype --device",
         )
 
 
@@ -95,6 +119,7 @@ def _options(spec: JobSpec) -> argparse.Namespace:
     words.add_argument("--engine-key")
     words.add_argument("--engine-arg", action="append", default=[])
     words.add_argument("--engine-gpus", type=float, default=0)
+    words.add_argument("--clip", action="append", default=[])
     words.add_argument("--dtype", default="float32")
     words.add_argument("--device", default="cpu")
     asked = words.parse_args(list(spec.argv))
