@@ -16,17 +16,20 @@ from typing import Any
 import httpx
 import ray
 
-from sightloom.model.scratch import build_folder
+from sightloom.model.presets import get_preset
+from sightloom.model.scratch import build_folder, build_processor, random_model, token_ids, train_tokenizer
 from sightloom.promotion.canary import CanaryPlan, CanaryStep, SloRules
 from sightloom.promotion.config import HttpConfig, ManagerConfig
 from sightloom.promotion.ledger import Ledger
 from sightloom.promotion.manager import start_manager, stop_manager
 from sightloom.promotion.serve_api import ServeApi
 from sightloom.registry import Registry, Version
+from sightloom.serving.clip import ClipSettings
 from sightloom.serving.ports import wait_until_ready
 from sightloom.tracking import MlflowTracker
 
 MODEL = "nano"
+TEXTS = ["what is it? x is it"] * 50
 QUICK = CanaryPlan(
     steps=(CanaryStep(bp=1000, min_requests=5, min_minutes=0), CanaryStep(bp=5000, min_requests=5, min_minutes=0)),
     rules=SloRules(max_latency_ratio=1000),  # a busy test machine says nothing about latency
@@ -59,8 +62,25 @@ def register(uri: str, folder: Path, count: int) -> list[Version]:
     """Nano models with random weights as versions 1, 2, …"""
     tracker, registry = MlflowTracker(uri, "rollout"), Registry(uri)
     run = tracker.start_run("train")
-    texts = ["what is it? x is it"] * 50
-    return [registry.register(MODEL, build_folder("nano", texts, folder / f"n{i}", i), run) for i in range(count)]
+    return [registry.register(MODEL, build_folder("nano", TEXTS, folder / f"n{i}", i), run) for i in range(count)]
+
+
+def slow_folder(out: Path) -> Path:
+    """A nano model of sixteen times the depth: as truly slow as a larger one, and made in a second."""
+    size = get_preset("nano").model_copy(update={"layers": 64})
+    tokenizer = train_tokenizer(TEXTS, size.vocab, size.context)
+    build_processor(size, tokenizer).save_pretrained(out)
+    random_model(size, token_ids(tokenizer), 0).save_pretrained(out)
+    return out
+
+
+def mute_folder(out: Path) -> Path:
+    """A nano model to which every token is the end of its answer."""
+    build_folder("nano", TEXTS, out, 0)
+    file = out / "generation_config.json"
+    size = json.loads((out / "config.json").read_text())["text_config"]["vocab_size"]
+    file.write_text(json.dumps({**json.loads(file.read_text()), "eos_token_id": list(range(size))}))
+    return out
 
 
 @dataclass
@@ -87,6 +107,12 @@ class Stage:
     def write(self, kind: str, version: int, **args: Any) -> int:
         """Append an event; returns its number."""
         return append(self.uri, self.versions, kind, version, **args)
+
+    def register(self, folder: Path) -> int:
+        """Make a folder the next version; returns its number."""
+        made = Registry(self.uri).register(MODEL, folder, self.versions[0].run_id or "")
+        self.versions = [*self.versions, made]
+        return made.version
 
     def begin(self, version: int, plan: CanaryPlan = QUICK) -> None:
         """Put a version on trial."""
@@ -125,7 +151,9 @@ def append(uri: str, versions: Sequence[Version], kind: str, version: int, **arg
 
 
 @contextmanager
-def stage(uri: str, folder: Path, dashboard: str, num_versions: int = 3) -> Iterator[Stage]:
+def stage(
+    uri: str, folder: Path, dashboard: str, num_versions: int = 3, clips: dict[str, ClipSettings] | None = None
+) -> Iterator[Stage]:
     """Version 1 is champion and answers."""
     versions = register(uri, folder, num_versions)
     for kind, args in (("evaluate", {}), ("verdict", {"outcome": "passed"}), ("promote", {})):
@@ -134,7 +162,7 @@ def stage(uri: str, folder: Path, dashboard: str, num_versions: int = 3) -> Iter
     config = ManagerConfig(
         token_file=str(token) if token.is_file() else None,
         store=uri, dashboard=dashboard, cache=str(folder / "cache"), http=HttpConfig(port=free_port()), cpus=0.1,
-        idle_s=5, busy_s=0.5,
+        idle_s=5, busy_s=0.5, clips=clips or {},
     )  # fmt: skip
     manager = start_manager(config)
     try:

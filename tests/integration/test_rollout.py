@@ -1,9 +1,10 @@
 """Canary, promotion, rollback and failures on a real Ray Serve that a real manager steers, under load."""
 
 import os
+import re
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
@@ -13,20 +14,22 @@ from mlflow.tracking import MlflowClient
 
 from sightloom import runtime
 from sightloom.errors import UserMistake
+from sightloom.promotion.canary import CanaryPlan, CanaryStep, SloRules
 from sightloom.promotion.endpoint import follow_ledger
 from sightloom.promotion.fold import accepted
 from sightloom.promotion.manager import find_manager, start_manager
 from sightloom.registry import Registry
+from sightloom.serving.clip import ClipSettings
 
-from .releasing import MODEL, QUICK, Stage, ask, cluster, load, stage
+from .releasing import MODEL, QUICK, Stage, ask, cluster, load, mute_folder, slow_folder, stage
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(580)]
 
 
 @pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
-    folder = tmp_path_factory.mktemp("rollout")
-    with cluster() as dashboard, stage(f"sqlite:///{folder}/mlflow.db", folder, dashboard, 4) as there:
+def running(tmp_path_factory: pytest.TempPathFactory, tiny_clip: Path) -> Iterator[Stage]:
+    folder, clips = tmp_path_factory.mktemp("rollout"), {"tiny": ClipSettings(model=f"local-dir:{tiny_clip}")}
+    with cluster() as dashboard, stage(f"sqlite:///{folder}/mlflow.db", folder, dashboard, 4, clips) as there:
         yield there
 
 
@@ -133,7 +136,75 @@ def test_one_manager_a_cluster_and_old_versions_leave(running: Stage) -> None:
     end = time.monotonic() + 90
     while True:
         apps = set(running.serve.read().apps)
-        if apps == {"router", f"{MODEL}-v3", f"{MODEL}-v1"}:
+        if apps == {"router", "clip-tiny", f"{MODEL}-v3", f"{MODEL}-v1"}:
             break
         assert time.monotonic() < end, apps
         time.sleep(0.5)
+
+
+def test_an_open_clip_model_answers_beside_the_versions(running: Stage) -> None:
+    with httpx.Client(base_url=running.address, trust_env=False, timeout=60) as client:
+        end = time.monotonic() + 120
+        while (reply := client.post("/v1/embeddings", json={"model": "tiny", "input": ["x", "y"]})).status_code == 503:
+            assert time.monotonic() < end, reply.text
+            time.sleep(1)
+        assert [len(one["embedding"]) > 0 for one in reply.json()["data"]] == [True, True], reply.text
+        assert client.post("/v1/embeddings", json={"model": "other", "input": "x"}).status_code == 404
+
+
+def test_a_shadow_is_asked_and_counted_and_live_answers_stay_as_they_are(running: Stage) -> None:
+    champion = f"{MODEL}:{running.ledger.read().model(MODEL).champion}"
+    step = CanaryStep(shadow=1.0, min_requests=10, min_minutes=0)
+    with httpx.Client(base_url=running.address, trust_env=False, timeout=60) as client:
+        before = ask(client, "alone").json()["choices"]
+        running.begin(2, CanaryPlan(steps=(step,), auto=False))
+        end = time.monotonic() + 120
+        while not (trial := running.ledger.read().model(MODEL).trial).done:
+            assert trial.plan and time.monotonic() < end, running.status()
+            during = ask(client, "alone")
+            seen = during.headers["x-sightloom-model"], during.headers["x-sightloom-route"]
+            assert (seen, during.json()["choices"]) == ((champion, "champion"), before)
+    event = accepted(running.ledger.read().lines)[-1].event
+    assert event is not None and event.kind == "step"
+    shadowed = re.match(r"(\d+) requests, 0 errors", event.evidence["challenger"])
+    assert shadowed and int(shadowed[1]) >= 10 and "agree" in event.evidence["challenger"], event.evidence
+    counted = 0.0
+    while counted < 10:  # the routers' counters reach the node's exporter every few seconds
+        assert time.monotonic() < end + 60, running.status()
+        time.sleep(1)
+        counted = shadows_of(2)
+    running.write("abort", 2)
+
+
+def shadows_of(version: int) -> float:
+    """How many requests were shadowed to a version and answered, as the node's exporter says it."""
+    page = httpx.get(f"http://127.0.0.1:{ray.nodes()[0]['MetricsExportPort']}/metrics", trust_env=False).text
+    lines = [line for line in page.splitlines() if line.startswith("ray_sightloom_shadow_total{")]
+    ours = [line for line in lines if f'version="{version}"' in line and re.search('outcome="(agrees|differs)"', line)]
+    return sum(float(line.rpartition(" ")[2]) for line in ours)
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (slow_folder, r"p95 of (TTFT|TPOT) is [\d.]+ times the champion's"),
+        (mute_folder, r"empty: (\d+) of \1 requests, the champion's \d+ of"),
+    ],
+    ids=["slow", "mute"],
+)
+def test_a_challenger_that_is_worse_under_traffic_is_taken_back_by_itself(
+    running: Stage, tmp_path: Path, make: Callable[[Path], Path], said: str
+) -> None:
+    champion, version = running.ledger.read().model(MODEL).champion, running.register(make(tmp_path))
+    rules = SloRules(min_latency_samples=20, max_latency_ratio=2)
+    step = CanaryStep(bp=5000, min_requests=25, min_minutes=0)
+    with load(running.address, 1) as seen:  # one after the other: no answer waits for another version's
+        running.begin(version, CanaryPlan(steps=(step,), rules=rules))
+        running.until("aborted", version)
+        running.until_answered_by(champion or 0)
+    event = accepted(running.ledger.read().lines)[-1].event
+    assert event is not None and (event.kind, event.actor) == ("abort", "release-manager")
+    assert re.match(said, event.reason), event.reason
+    assert re.match(r"\d+ requests, 0 errors", event.evidence["challenger"]), event.evidence
+    assert seen.failed == [] and seen.answered[f"{MODEL}:{version}", "challenger"] >= 25
+    assert running.ledger.read().model(MODEL).champion == champion

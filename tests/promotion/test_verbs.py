@@ -141,6 +141,21 @@ def test_the_exit_codes_of_a_lost_race_and_of_a_canary_that_was_taken_back(
     assert code == 5 and "m:3 was taken back by ann" in said and world.state.champion == 1, said
 
 
+def test_a_manager_that_comes_while_the_gate_is_asked_gets_its_canary(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slow_gate(*_: Any) -> Evidence:
+        world.write("evaluate", 2)
+        say(world, 0)
+        return passed(world)
+
+    monkeypatch.setattr(verbs, "read_exam", lambda *_: None)
+    monkeypatch.setattr(verbs, "judge", slow_gate)
+    code, said = run(world, "promote", "m:2", "--reason", "x", "--no-wait")
+    assert code == 0 and world.state.stages == {1: "champion", 2: "challenger"}, said
+    assert len(world.state.trial.plan) == len(CanaryPlan().steps)
+
+
 def test_a_version_without_a_digest_is_refused_before_anything_is_written(world: World) -> None:
     MlflowClient(tracking_uri=world.uri, registry_uri=world.uri).delete_model_version_tag("m", "2", "sightloom.digest")
     before = world.ledger.read().head

@@ -106,6 +106,8 @@ def promote(
         exam = read_exam(gate, manifest, set_ or [])
         address = "" if dry_run else endpoint or _served_at(beat)
         evidence = judge(registry, ledger, found, exam, cache, address, who)
+        if not (dry_run or unserved) and beat is None:  # a manager may have come while the gate was asked
+            canary = _plan(manager(ledger, terminal_progress()), asked)
         if dry_run:
             result = release.as_release(ledger.read(), found, before, evidence.decision, evidence.run_id)
         else:

@@ -76,6 +76,10 @@ def register(app: typer.Typer) -> None:
             list[str] | None,
             typer.Option(help="NAME=local-dir:FOLDER or NAME=MODEL,PRETRAINED: an open_clip model for embeddings."),
         ] = None,
+        rayservice: Annotated[
+            str | None,
+            typer.Option(metavar="NAMESPACE/NAME", help="With --follow in a cluster of KubeRay's: whose RayService."),
+        ] = None,
         dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16; auto with vLLM.")] = "float32",
         device: Annotated[str, typer.Option(help="cpu or cuda; vLLM finds its device itself.")] = "cpu",
         ray: Ray = runtime.LOCAL,
@@ -104,9 +108,12 @@ def register(app: typer.Typer) -> None:
                 engine=settings,
                 gpus=engine_gpus,
                 clips={clip_name: its.absolute() for clip_name, its in clips.items()},
+                **(under_kuberay(rayservice) if rayservice else {}),
             )
             follow_until_asked(config, ray, as_json)
             return
+        if rayservice:
+            raise UserMistake("--rayservice means nothing without --follow", "add --follow, or leave it out")
         check_port(host, port)
         folder, model, version = find(target, name, store)
 
@@ -142,6 +149,18 @@ def check_follow(target: str, name: str, on: str, ray: str) -> None:
         )
 
 
+def under_kuberay(rayservice: str) -> dict[str, Any]:
+    """What differs where KubeRay keeps Serve: its operator hands on the document, and every pod takes requests.
+
+    Raises:
+        UserMistake: no RayService is named.
+    """
+    namespace, _, name = rayservice.partition("/")
+    if not (namespace and name):
+        raise UserMistake(f"--rayservice {rayservice} names no RayService", "write NAMESPACE/NAME")
+    return {"writer": promotion.RayServiceWriter(namespace=namespace, name=name), "proxies": "EveryNode"}
+
+
 def follow_until_asked(config: "promotion.ManagerConfig", ray: str, as_json: bool) -> None:
     """Have a cluster's release manager serve, until this process is asked to end; one that was found goes on.
 
@@ -153,7 +172,8 @@ def follow_until_asked(config: "promotion.ManagerConfig", ray: str, as_json: boo
     try:
         code = runtime.code_of_this_job()
         update = {"dashboard": runtime.dashboard(), "token_file": token_file(), "runtime_env": code}
-        there = following.follow_ledger(config.model_copy(update=update))
+        config = config.model_copy(update=update)
+        there = following.follow_ledger(config)
         facts = {"address": there.address, "api": f"{there.address}/v1", "champions": there.champions,
                  "started": there.started, "seconds": round(there.seconds, 2), "pid": os.getpid()}  # fmt: skip
         console.emit(facts, as_json, lambda page: show_following(page, facts))
@@ -161,7 +181,7 @@ def follow_until_asked(config: "promotion.ManagerConfig", ray: str, as_json: boo
             following.watch(ended)
         finally:
             if there.started:
-                following.end_endpoint()
+                following.end_endpoint(config)
     finally:
         runtime.disconnect()
 

@@ -25,6 +25,18 @@ class HttpConfig(Frozen):
         return address_of(self.host, self.port)
 
 
+class RayServiceWriter(Frozen):
+    """The RayService that the documents of a cluster of KubeRay's are written into.
+
+    `account`: folder with `token` and `ca.crt` of a service account that may patch it.
+    """
+
+    namespace: str
+    name: str
+    api: str = Field(default="https://kubernetes.default.svc", pattern=r"^https://[^/?#]+")
+    account: str = "/var/run/secrets/kubernetes.io/serviceaccount"
+
+
 class ManagerConfig(Frozen):
     """What the release manager needs to know; it travels into its actor as plain data.
 
@@ -32,6 +44,7 @@ class ManagerConfig(Frozen):
         store: MLflow's address as the cluster's nodes see it (`http://…`, or `sqlite:////absolute/path` on one node).
         dashboard: address of Ray's dashboard, whose REST interface takes Serve's whole document.
         token_file: file with Ray's token, where the cluster asks for one (`RAY_AUTH_MODE=token`).
+        writer: what takes Serve's whole document instead, where KubeRay keeps Serve.
         cache: folder on every node for downloaded versions.
         clips: open_clip models for embeddings beside the versions, by name; a local one lies on every node.
         runtime_env: of all applications.
@@ -42,6 +55,7 @@ class ManagerConfig(Frozen):
     store: str
     dashboard: str = "http://127.0.0.1:8265"
     token_file: str | None = None
+    writer: RayServiceWriter | None = None
     cache: str = "~/.cache/sightloom/models"
     proxies: Literal["HeadOnly", "EveryNode"] = "HeadOnly"
     http: HttpConfig = HttpConfig()

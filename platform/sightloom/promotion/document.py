@@ -107,8 +107,5 @@ def document(config: ManagerConfig, applications: Iterable[Mapping[str, Any]]) -
 
 
 def rayservice_patch(whole: Mapping[str, Any]) -> dict[str, Any]:
-    """The same document as a merge patch of a RayService, which KubeRay applies in place.
-
-    Under KubeRay the operator is the one writer: what is PUT behind its back is lost when it sends its copy again.
-    """
+    """The same document as a merge patch of a RayService, which KubeRay applies in place."""
     return {"spec": {"serveConfigV2": yaml.safe_dump(dict(whole), sort_keys=False)}}

@@ -47,7 +47,9 @@ def follow_ledger(config: ManagerConfig) -> Following:
     began = time.monotonic()
     check_host(config.http.host, config.endpoint)
     found = find_manager()
-    if found is None:
+    if found is None and config.writer is not None:  # Serve runs, and is KubeRay's
+        manager = start_manager(config)
+    elif found is None:
         check_port(config.http.host, config.http.port)
         manager = start_manager(config, meanwhile=lambda: _start_serve(config))
     else:
@@ -58,7 +60,7 @@ def follow_ledger(config: ManagerConfig) -> Following:
         champions = _until_answered(address, manager)
     except BaseException:
         if found is None:
-            end_endpoint()
+            end_endpoint(config)
         raise
     return Following(address, champions, found is None, time.monotonic() - began)
 
@@ -74,8 +76,14 @@ def watch(ended: threading.Event) -> None:
             raise SightloomError("the cluster's release manager was ended by somebody else", "start the endpoint again")
 
 
-def end_endpoint() -> None:
-    """End the manager and what it serves; the last heartbeat says that nothing serves any more."""
+def end_endpoint(config: ManagerConfig) -> None:
+    """End the manager and what it serves; the last heartbeat says that nothing serves any more.
+
+    What KubeRay keeps goes on: the RayService holds the last document.
+    """
+    if config.writer is not None:
+        stop_manager()
+        return
     stop_manager(farewell=True)
     serve.shutdown()
 

@@ -18,7 +18,7 @@ from ray.exceptions import RayError
 from sightloom.errors import SightloomError
 from sightloom.later import Later
 from sightloom.promotion.config import ManagerConfig
-from sightloom.promotion.serve_api import ServeApi
+from sightloom.promotion.rayservice import serve_of
 from sightloom.promotion.windows import Windows
 from sightloom.serving.meters import RayMeters
 from sightloom.serving.observe import Row
@@ -46,7 +46,7 @@ class ReleaseManager:
         self._config = ManagerConfig.model_validate(config)
         self._ledger = ledger.Ledger(self._config.store)
         self._windows = Windows()
-        serve = ServeApi(self._config.dashboard, self._config.token_file)
+        serve = serve_of(self._config)
         versions = registry.Registry(self._config.store)
         self._reconciler = tick.Reconciler(self._ledger, versions, serve, self._config, self._windows, ledger.utc_now)
         self._wake, self._ended = threading.Event(), threading.Event()
@@ -155,7 +155,8 @@ def start_manager(config: ManagerConfig, wait_s: float = 180.0, meanwhile: Calla
 
     This process must be connected to the cluster's Ray (`runtime.connect`). From then on the manager PUTs Serve's
     whole document by itself: the router at `config.http`, whatever the ledger in `config.store` says is live (with an
-    empty ledger the router alone, whose `/readyz` says 503), and an app a version. There is nothing else to deploy; to
+    empty ledger the router alone, whose `/readyz` says 503), and an app a version; with a `config.writer` it patches
+    KubeRay's RayService, which does the same. There is nothing else to deploy; to
     wait for the champion, poll `http://host:port/readyz`. Ray's dashboard must run (`config.dashboard`), and one
     manager is the only writer of Serve's document. It is restarted by Ray when its process dies and outlives this
     process; `stop_manager()` ends it and leaves what it deployed running. One that runs with another configuration is
