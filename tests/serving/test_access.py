@@ -11,7 +11,7 @@ from sightloom.errors import UserMistake
 from sightloom.serving.app import PLAYGROUND, build_app
 from sightloom.serving.auth import KeyRing, new_key
 from sightloom.serving.config import EndpointConfig
-from sightloom.serving.dispatch import LocalDispatcher, Route
+from sightloom.serving.dispatch import LocalDispatcher, Readiness, Route
 from sightloom.serving.engines.transformers import TransformersEngine
 from sightloom.serving.errors import ApiError
 from sightloom.serving.limits import Bucket, Limits, Pace, Quota
@@ -175,10 +175,15 @@ def test_a_fault_of_ours_is_an_answer_like_any_other(engine: TransformersEngine)
         async def route(self, model: str, subject: str) -> Route:
             raise ZeroDivisionError
 
+        async def readiness(self) -> Readiness:
+            raise ZeroDivisionError
+
     app = build_app(EndpointConfig(), Faulty("sightloom", engine))
     with TestClient(app, base_url="http://127.0.0.1") as client:
         reply = client.post("/v1/chat/completions", json=ASK, headers={"x-request-id": "mine"})
+        ready = client.get("/readyz")
         text = client.get("/metrics").text
+    assert ready.status_code == 500 and "x-request-id" in ready.headers and ready.json()["error"]["param"] is None
     assert reply.status_code == 500 and reply.json()["error"]["code"] == "internal_error"
     assert reply.headers["x-request-id"] == "mine" and "content-security-policy" in reply.headers
     assert 'sightloom_requests_total{code="500"' in text and 'code="internal_error"' in text

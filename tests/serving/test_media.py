@@ -292,7 +292,9 @@ def test_a_phone_s_photo_with_a_second_picture_inside_is_its_first() -> None:
     first, second = Image.new("RGB", (64, 48), "red"), Image.new("RGB", (64, 48), "blue")
     photo = encode(first, "MPO", save_all=True, append_images=[second])
     assert Image.open(io.BytesIO(photo)).format == "MPO"
-    shown = Image.open(io.BytesIO(load(data_url(photo, "image/jpeg"))[0])).convert("RGB")
+    out = Image.open(io.BytesIO(load(data_url(photo, "image/jpeg"))[0]))
+    assert getattr(out, "n_frames", 1) == 1, "the second one goes nowhere unseen"
+    shown = out.convert("RGB")
     red, _, blue = shown.getpixel((30, 20))  # type: ignore[misc]
     assert shown.size == (64, 48) and red > 200 and blue < 50
 

@@ -21,7 +21,12 @@ from sightloom.serving.meters import LocalMeters
 BODY = json.dumps(
     {"model": "sightloom", "stream": True, "messages": [{"role": "user", "content": "Describe the image."}]}
 ).encode()
-HEADERS = [(b"content-type", b"application/json")]
+SCOPE: dict[str, Any] = {
+    "type": "http", "asgi": {"version": "3.0", "spec_version": "2.3"}, "http_version": "1.1", "method": "POST",
+    "path": "/v1/chat/completions", "raw_path": b"/v1/chat/completions", "query_string": b"", "scheme": "http",
+    "headers": [(b"content-type", b"application/json")], "server": ("127.0.0.1", 80), "client": ("127.0.0.1", 1),
+    "root_path": "",
+}  # fmt: skip
 
 
 class Endless(LocalDispatcher):
@@ -69,16 +74,29 @@ def test_a_client_that_leaves_takes_its_reply_along(engine: TransformersEngine, 
             await asyncio.sleep(3600)
 
     async def scenario() -> None:
-        scope = {"type": "http", "asgi": {"version": "3.0", "spec_version": "2.3"}, "http_version": "1.1"}
-        scope |= {"method": "POST", "path": "/v1/chat/completions", "raw_path": b"/v1/chat/completions"}
-        scope |= {"query_string": b"", "headers": HEADERS, "scheme": "http", "server": ("127.0.0.1", 80)}
-        await app({**scope, "client": ("127.0.0.1", 1), "root_path": ""}, receive, send)
+        await app(dict(SCOPE), receive, send)
         assert dispatcher.running == 0, "the engine writes on for nobody"
 
     asyncio.run(asyncio.wait_for(scenario(), 20))
     text = meters.text().decode()
     assert 'phase="decode"' in text, "a client that left is counted"
     assert 'sightloom_inflight{model="sightloom",version="3"} 0.0' in text, text
+
+
+def test_a_client_that_leaves_while_it_uploads_is_nobody_s_fault(engine: TransformersEngine) -> None:
+    meters, sent = LocalMeters(), []
+    app = build_app(EndpointConfig(), LocalDispatcher("sightloom", engine), meters=meters)
+    messages = [{"type": "http.request", "body": BODY[:10], "more_body": True}, {"type": "http.disconnect"}]
+
+    async def receive() -> dict[str, Any]:
+        return messages.pop(0)
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    asyncio.run(asyncio.wait_for(app(SCOPE, receive, send), 20))
+    text = meters.text().decode()
+    assert sent == [] and 'code="499"' in text and 'phase="upload"' in text and "internal_error" not in text
 
 
 @pytest.mark.parametrize("stream", [True, False])

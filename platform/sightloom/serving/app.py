@@ -222,10 +222,6 @@ def _answer_errors(app: FastAPI) -> None:
         where = ".".join(str(part) for part in error.errors()[0]["loc"][1:])
         return respond(ApiError(400, "invalid_value", f"'{where}' is not valid", where or None))
 
-    @app.exception_handler(Exception)
-    async def internal(_: Request, __: Exception) -> JSONResponse:
-        return respond(ApiError(500, "internal_error", "the request failed inside the endpoint"))
-
 
 def _openapi(app: FastAPI) -> dict[str, Any]:
     """The schema, with the chat request that the handler reads by itself."""

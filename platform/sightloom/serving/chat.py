@@ -107,7 +107,7 @@ class Chat:
         head = Head(f"chatcmpl-{visit.request_id}", chat.model, route.info.fingerprint, chat.include_reasoning)
         samples = Samples(route, asked, chat.stops, deadline_s, self._busy)
         shown = Voted(samples, len(asked)) if len(asked) > chat.n else samples
-        watch = Watch(route, chat.stream, began, hurried=chat.sightloom.deadline_s is not None)
+        watch = Watch(route, chat.stream, began, hurried=deadline_s < self._deadline_s)
         return Attempt(visit, chat, route, asked, head, shown, watch, lost_s)
 
     async def _answer(self, request: Request, attempt: Attempt, media_s: float, began: float) -> Response:

@@ -11,6 +11,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sightloom.serving.auth import ANYBODY, KeyEntry, KeyRing, require
@@ -97,7 +98,10 @@ class Gate:
             await send(message)
 
         if not scope["path"].startswith("/v1/"):
-            await self._app(scope, receive, send_with_headers)
+            try:
+                await self._app(scope, receive, send_with_headers)
+            except Exception:  # noqa: BLE001  it is logged, counted and answered
+                await self._fault(visit, send_with_headers)
             return
         began = time.monotonic()
         visit.traceparent = given.get(b"traceparent", "")
@@ -107,18 +111,24 @@ class Gate:
             visit.traceparent = trace.traceparent
         try:
             await self._enter(visit, given, scope, receive, send_with_headers)
-        except Exception:  # a fault of ours: the client gets our 500 and not the framework's, which bypasses this gate
-            _log.exception("request %s failed", visit.request_id)
-            failure = ApiError(500, "internal_error", "the request failed inside the endpoint")
-            visit.facts.failed(failure)
-            if visit.status:  # the answer has begun: the connection is cut
-                raise
-            await send_error(failure, send_with_headers)
+        except ClientDisconnect:  # while it sent its body; nobody reads an answer
+            visit.facts.cancelled = "upload"
+        except Exception:  # noqa: BLE001
+            await self._fault(visit, send_with_headers)
         finally:
             seconds, status = time.monotonic() - began, visit.status or 499
             tell(self._meters, visit.facts, visit.request_id, visit.key_id, status, seconds)
             if self._traces is not None and trace is not None:
                 self._traces.end(trace, visit.facts, visit.request_id, status)
+
+    async def _fault(self, visit: Visit, send_with_headers: Send) -> None:
+        """Answer what failed by our own fault, in an `except` clause: the framework's 500 would bypass this gate."""
+        _log.exception("request %s failed", visit.request_id)
+        failure = ApiError(500, "internal_error", "the request failed inside the endpoint")
+        visit.facts.failed(failure)
+        if visit.status:  # the answer has begun: the connection is cut
+            raise
+        await send_error(failure, send_with_headers)
 
     async def _enter(
         self, visit: Visit, given: dict[bytes, str], scope: Scope, receive: Receive, send_with_headers: Send

@@ -164,7 +164,7 @@ def normalise(data: bytes, reference: Reference) -> bytes:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             image = Image.open(io.BytesIO(data))
             shrink = reference.detail == "low" and max(image.size) > LOW_DETAIL_PX
-            if image.format in ("JPEG", "MPO") and image.mode == "RGB" and not _has_turn(image) and not shrink:
+            if image.format == "JPEG" and image.mode == "RGB" and not _has_turn(image) and not shrink:
                 image.draft("L", (1, 1))  # its pixels are not wanted: every byte is read, at half the cost
                 image.load()
                 return data
@@ -172,7 +172,8 @@ def normalise(data: bytes, reference: Reference) -> bytes:
             upright = ImageOps.exif_transpose(image)
     except Exception as error:  # whatever a decoder makes of foreign bytes: struct.error, zlib.error, a warning
         raise _broken("it is truncated or damaged", reference) from error
-    if upright.mode == "RGB" and upright.size == image.size and not _has_turn(image) and not shrink:
+    plain = image.format != "MPO"  # whose other pictures nobody has looked at
+    if plain and upright.mode == "RGB" and upright.size == image.size and not _has_turn(image) and not shrink:
         return data
     if upright.mode in ("RGBA", "LA", "PA") or "transparency" in upright.info:
         layered = upright.convert("RGBA")

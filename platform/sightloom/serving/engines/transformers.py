@@ -196,7 +196,12 @@ class TransformersEngine:
             jobs = [job for job in jobs if not job.cancelled]
             if jobs:
                 self._running = len(jobs)
-                self._run(jobs)
+                try:
+                    self._run(jobs)
+                except Exception as error:  # noqa: BLE001  whatever a model raises, its requests are told, and it goes on
+                    _log.exception("a batch of %d failed", len(jobs))
+                    for job in jobs:
+                        job.send(ApiError(502, "engine_error", f"the engine failed: {type(error).__name__}"))
                 self._running = 0
             if last:
                 return
@@ -253,14 +258,7 @@ class TransformersEngine:
         def cancelled(index: int) -> bool:
             return jobs[index].cancelled or jobs[index].overdue
 
-        try:
-            results = self._generator.generate(asked, on_token, cancelled)
-        except Exception as error:  # noqa: BLE001  whatever a model raises, its requests are told and its thread goes on
-            _log.exception("a batch of %d failed", len(jobs))
-            for job in jobs:
-                failure = ApiError(502, "engine_error", f"the engine failed: {type(error).__name__}")
-                job.send(failure)
-            return
+        results = self._generator.generate(asked, on_token, cancelled)
         for job, result in zip(jobs, results, strict=True):
             if result.finish == "cancelled":
                 job.send(ApiError(504, "deadline_exceeded", f"no answer within {job.request.deadline_s:g} s"))
