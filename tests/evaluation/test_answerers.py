@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 
+from sightloom.config import validate
 from sightloom.errors import UserMistake
 from sightloom.evaluation.answerers import LocalAnswerer
-from sightloom.evaluation.endpoint import EndpointAnswerer
+from sightloom.evaluation.endpoint import EndpointAnswerer, chat_body
+from sightloom.evaluation.result import Decoding
 from sightloom.model.load import load
 
 from .conftest import example, png
@@ -132,3 +134,13 @@ def test_a_wrong_address_key_or_model_is_said_before_the_first_question(endpoint
         EndpointAnswerer(url, key="sl-key")
     with pytest.raises(UserMistake, match="nothing answers"):
         EndpointAnswerer("http://127.0.0.1:9")
+
+
+def test_a_budget_opens_thinking_in_process_and_over_http_alike() -> None:
+    decoding = validate(Decoding, {"thinking_token_budget": 7}, "test")
+    assert decoding.thinking is True, "as the API reads a budget: sent alone it opens a block, too"
+    body = chat_body("m", example("a"), decoding.thinking, 50, decoding.thinking_token_budget)
+    assert (body["thinking_token_budget"], body["chat_template_kwargs"]) == (7, {"enable_thinking": True})
+    assert validate(Decoding, {"thinking": None}, "test").thinking is None
+    with pytest.raises(UserMistake, match="leave one of them out"):
+        validate(Decoding, {"thinking_token_budget": 7, "thinking": False}, "test")
