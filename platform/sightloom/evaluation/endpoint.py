@@ -188,7 +188,7 @@ def chat_body(
     """The body of a greedy chat completion of an example; a budget is sent where thinking is opened (`Decoding`)."""
     body: dict[str, Any] = {
         "model": model,
-        "messages": _openai_messages(example.conversation, example.image),
+        "messages": _openai_messages(example.conversation, example.images),
         "temperature": 0,
         "max_completion_tokens": max_new_tokens,
     }
@@ -215,13 +215,14 @@ def _from_response(id: str, body: dict[str, Any], thinking: bool | None, latency
     return Prediction(id, content, thought, str(outcome), finish, tokens, latency_ms)
 
 
-def _openai_messages(conversation: Conversation, image: bytes | None) -> list[dict[str, Any]]:
+def _openai_messages(conversation: Conversation, images: Sequence[bytes]) -> list[dict[str, Any]]:
     messages: list[dict[str, Any]] = []
     for message in conversation.messages:
         content: Any = message.text
-        if message.image and image is not None:
-            url = f"data:{_mime(image)};base64,{base64.b64encode(image).decode()}"
-            content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": message.text}]
+        if message.image and images:
+            urls = [f"data:{_mime(image)};base64,{base64.b64encode(image).decode()}" for image in images]
+            content = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
+            content.append({"type": "text", "text": message.text})
         messages.append({"role": message.role, "content": content})
     return messages
 
