@@ -147,9 +147,12 @@ class MlflowTracker:
         return self._uri
 
     def start_run(self, name: str, parent: str | None = None, tags: Texts = None, params: Texts = None) -> str:
-        """Create a run in MLflow."""
+        """Create a run in MLflow; SightloomError where it stays away or refuses."""
         all_tags = dict(tags or {}) | ({"mlflow.parentRunId": parent} if parent else {})
-        run = self._ask(lambda: self._client.create_run(self._experiment_id, run_name=name, tags=all_tags))
+        try:
+            run = self._ask(lambda: self._client.create_run(self._experiment_id, run_name=name, tags=all_tags))
+        except MlflowException as error:
+            raise SightloomError(f"MLflow at {self._uri} starts no run: {error}", "is the server up?") from error
         run_id = str(run.info.run_id)
         if params:
             self.log_params(run_id, params)

@@ -1,3 +1,6 @@
+import base64
+import hashlib
+import io
 import json
 import threading
 from collections.abc import Iterator
@@ -6,10 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
+from sightloom.config import validate
 from sightloom.errors import UserMistake
 from sightloom.evaluation.answerers import LocalAnswerer
-from sightloom.evaluation.endpoint import EndpointAnswerer
+from sightloom.evaluation.endpoint import EndpointAnswerer, chat_body
+from sightloom.evaluation.examples import Example, suite_digest
+from sightloom.evaluation.jsonl import from_jsonl
+from sightloom.evaluation.judge import judge
+from sightloom.evaluation.report import Subject, render
+from sightloom.evaluation.result import Decoding, Statistics
+from sightloom.evaluation.runner import summarize
+from sightloom.model.chat import Encoder
 from sightloom.model.load import load
 
 from .conftest import example, png
@@ -132,3 +144,50 @@ def test_a_wrong_address_key_or_model_is_said_before_the_first_question(endpoint
         EndpointAnswerer(url, key="sl-key")
     with pytest.raises(UserMistake, match="nothing answers"):
         EndpointAnswerer("http://127.0.0.1:9")
+
+
+def test_a_budget_opens_thinking_in_process_and_over_http_alike() -> None:
+    decoding = validate(Decoding, {"thinking_token_budget": 7}, "test")
+    assert decoding.thinking is True, "as the API reads a budget: sent alone it opens a block, too"
+    body = chat_body("m", example("a"), decoding.thinking, 50, decoding.thinking_token_budget)
+    assert (body["thinking_token_budget"], body["chat_template_kwargs"]) == (7, {"enable_thinking": True})
+    assert validate(Decoding, {"thinking": None}, "test").thinking is None
+    with pytest.raises(UserMistake, match="leave one of them out"):
+        validate(Decoding, {"thinking_token_budget": 7, "thinking": False}, "test")
+
+
+def pair(folder: Path, *names: str) -> Example:
+    """NLVR's form: one question on two pictures."""
+    for name in names:
+        (folder / f"{name}.png").write_bytes(png(name, 64 if name == "red" else 32))
+    line = {"id": "n", "images": [f"{name}.png" for name in names], "question": "Are both red?", "answer": "no",
+            "type": "yes_no", "domain": "natural"}  # fmt: skip
+    (folder / "q.jsonl").write_text(json.dumps(line))
+    return from_jsonl(str(folder / "q.jsonl"))[0]
+
+
+def test_a_question_on_two_pictures_is_asked_with_both_in_order(tmp_path: Path, nano: Path) -> None:
+    asked = pair(tmp_path, "red", "blue")
+    sent = chat_body("m", asked, None, 8, None)["messages"][0]["content"]
+    urls = [base64.b64decode(part["image_url"]["url"].split(",")[1]) for part in sent[:-1]]
+    assert urls == [png("red", 64), png("blue", 32)] and sent[-1] == {"type": "text", "text": "Are both red?"}
+
+    vlm = load(str(nano))
+    encoder = Encoder(vlm.processor)
+    red, blue = (Image.open(io.BytesIO(image)) for image in asked.images)
+    document = encoder.prompt(asked.conversation, red, None, [blue])
+    assert document.image_grid_thw is not None and len(document.image_grid_thw) == 2
+    assert int((document.input_ids == encoder.image_token_id).sum()) == sum(
+        encoder.num_image_tokens(*image.size) for image in (red, blue)
+    )
+    turned = encoder.prompt(asked.conversation, blue, None, [red])
+    assert turned.image_grid_thw is not None
+    assert document.image_grid_thw.tolist() == turned.image_grid_thw.flip(0).tolist(), "in the order that is given"
+    local = LocalAnswerer(vlm).answer([asked], None, 6)[0]
+    assert local.error is None and local.num_tokens > 0
+
+    row = judge([asked], [local])[0]
+    assert row.image_sha256.split(",") == [hashlib.sha256(png(*its)).hexdigest() for its in (("red", 64), ("blue", 32))]
+    result = summarize([row], [asked], Decoding(), Statistics(resamples=100), 1.0)
+    assert render(Subject("two", {}), result, [asked]).count("<img") == 2
+    assert suite_digest([asked]) != suite_digest([pair(tmp_path, "blue", "red")])

@@ -95,7 +95,12 @@ def test_a_jsonl_benchmark_of_anyone_is_read(tmp_path: Path) -> None:
         ({"id": "1", "question": "?", "domain": "art"}, r"answer.value: is required"),
         ({"id": "1", "question": "?", "answer": "x", "type": "essay", "domain": "art"}, "expected one of"),
         ({"id": "1", "question": "?", "answer": "x", "domain": "art", "image": "gone.png"}, r"gone\.png"),
-        ({"id": "1", "question": "?", "answer": "x", "domain": "art", "images": ["a", "b"]}, "at most one picture"),
+        ({"id": "1", "question": "?", "answer": "x", "domain": "art", "images": ["a"] * 9}, "at most 8 file names"),
+        ({"id": "1", "question": "?", "answer": "x", "domain": "art", "images": ["a", 2]}, "at most 8 file names"),
+        (
+            {"id": "1", "question": "?", "answer": "x", "domain": "art", "images": ["a", "b"], "type": "caption"},
+            "describes one picture",
+        ),
         ([1], "expected an object"),
     ],
 )

@@ -12,9 +12,11 @@ import yaml
 from PIL import Image
 
 from sightloom.cli import main
+from sightloom.evaluation import tracked
 from sightloom.evaluation.answerers import LocalAnswerer
 from sightloom.evaluation.endpoint import EndpointAnswerer
 from sightloom.evaluation.examples import Example
+from sightloom.evaluation.result import Identity
 from sightloom.model.load import load
 from sightloom.model.scratch import build_folder
 from sightloom.records import Answer, Conversation, Message
@@ -55,6 +57,7 @@ def test_endpoint_and_process_give_the_same_answers(
     examples = questions(20)  # more than the 16 that are asked at once
     local = LocalAnswerer(load(str(folder)), thinking_budget=budget).answer(examples, thinking, 80)
     endpoint = EndpointAnswerer(address, thinking_budget=budget)
+    assert endpoint.identity() == Identity("nano", "private"), "a folder without a manifest has no digest"
     remote = endpoint.answer(examples, thinking, 80)
     endpoint.close()
     assert [p.error for p in remote] == [None] * 20
@@ -66,7 +69,11 @@ def test_endpoint_and_process_give_the_same_answers(
 
 
 def test_a_checkpoint_is_measured_as_it_will_be_served(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     lines = []
     for example in questions(6):
@@ -95,12 +102,16 @@ def test_a_checkpoint_is_measured_as_it_will_be_served(
         main()
     assert refused.value.code == 2
     assert "measures speed" in capsys.readouterr().err
-    monkeypatch.setattr(sys, "argv", [*command, "--serve", "--out", str(tmp_path / "out"), "--json"])
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setattr(tracked, "_PATIENCE_S", 0.0)
+    away = ["--store", "http://127.0.0.1:9"]
+    monkeypatch.setattr(sys, "argv", [*command, *away, "--serve", "--out", str(tmp_path / "out"), "--json"])
     with pytest.raises(SystemExit) as done:
         main()
     assert done.value.code in (0, None)
     shown = json.loads(capsys.readouterr().out)
-    assert shown["errors"] == 0
+    assert shown["errors"] == 0 and shown["run_id"] == "", "without MLflow the result is whole"
+    assert "the evaluation is not in MLflow" in caplog.text
     assert shown["n"] == 6  # captions and another tool's answers count in no accuracy
     assert set(shown["domains"]["ui"]["metrics"]) >= {"accuracy", "f1", "yes_rate", "cider"}
     assert shown["imported"]["ui/t"]["exact_match"]["value"] == 1.0

@@ -94,6 +94,8 @@ def test_the_road_of_a_release(stage: Stage) -> None:
     kept = Path(mlflow.artifacts.download_artifacts(run_id=evidence.run_id, tracking_uri=stage.registry.uri))
     rows = [read_rows(kept), read_rows(kept / "baseline")]
     assert [row.id for row in rows[0]] == [row.id for row in rows[1]], "both sides of the pairs"
+    for asked, its in zip((second, first), rows, strict=True):
+        assert {(row.model, row.version, row.digest) for row in its} == {("nano", str(asked.version), asked.digest)}
     decision, page = json.loads((kept / "decision.json").read_text()), (kept / "report.html").read_text()
     assert (decision["version"], decision["baseline"]) == ("nano:2", "nano:1") and decision["outcome"] == "passed"
     assert (decision["digest"], decision["baseline digest"]) == (second.digest, first.digest)
@@ -158,7 +160,16 @@ def test_the_verbs_speak_json_and_end_with_their_exit_codes(stage: Stage, tmp_pa
 
     store = ("--store", stage.uri)
     out = str(tmp_path / "out")
-    found = say("evaluate", str(tmp_path / "s.yaml"), "--checkpoint", str(fourth), "--out", out)
+    measured = say("evaluate", str(tmp_path / "s.yaml"), "--checkpoint", version.reference, *store)
+    kept = Path(mlflow.artifacts.download_artifacts(run_id=str(measured["run_id"]), tracking_uri=stage.uri))
+    assert {(row.model, row.version, row.digest) for row in read_rows(kept)} == {("nano", "4", version.digest)}
+    assert version.digest in (kept / "report.html").read_text() and (kept / "result.json").is_file()
+    its = {metric.key for metric in stage.tracker._client.get_logged_model(version.model_id).metrics}
+    assert "eval/art/accuracy" in its, "at the version, too"
+    wrong = say("evaluate", str(tmp_path / "s.yaml"), "--checkpoint", str(fourth), "--engine", "vllm", code=2)
+    assert "add --serve" in str(wrong["error"])
+    found = say("evaluate", str(tmp_path / "s.yaml"), "--checkpoint", str(fourth), "--out", out, "--no-track")
+    assert found["run_id"] == ""
     assert {"overall", "domains"} <= found.keys()
     assert (tmp_path / "out" / "report.html").is_file()
     assert "either --checkpoint" in str(say("evaluate", str(tmp_path / "s.yaml"), code=2)["error"])

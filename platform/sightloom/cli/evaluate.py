@@ -1,22 +1,33 @@
 """The verb evaluate."""
 
 import os
+import re
 from contextlib import ExitStack
-from typing import Annotated
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Final
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from sightloom.cli import console
+from sightloom.cli.console import DEFAULT_STORE, Store
+from sightloom.cli.release import Cache, be_patient, cache_folder, existing_store
 from sightloom.demo.corpus.examples import GENERATORS
 from sightloom.errors import UserMistake
-from sightloom.evaluation.evaluate import Target, run
-from sightloom.evaluation.result import Measure, Result
+from sightloom.evaluation.evaluate import Evaluated, Target, run
+from sightloom.evaluation.result import Identity, Measure
+from sightloom.evaluation.tracked import track
 from sightloom.model.load import fetch
 from sightloom.progress import terminal_progress
-from sightloom.serving.engines.transformers import TransformersEngine
+from sightloom.registry import Registry
+from sightloom.serving.engines.choice import make_engine
+from sightloom.serving.engines.settings import engine_settings
 from sightloom.serving.listening import running
+from sightloom.store_address import normalized_uri
+
+_REGISTERED: Final = re.compile(r"[a-z0-9][a-z0-9_-]*(:\d+|@[a-z]+)")
 
 
 def register(app: typer.Typer) -> None:
@@ -26,7 +37,9 @@ def register(app: typer.Typer) -> None:
 
 def evaluate(
     suite: Annotated[str, typer.Argument(help="Suite, e.g. pipelines/suites/heldout.yaml.", show_default=False)],
-    checkpoint: Annotated[str, typer.Option(help="Model folder, hub id or s3:// address.", show_default=False)] = "",
+    checkpoint: Annotated[
+        str, typer.Option(help="Model folder, hub id, s3:// address or NAME:13, NAME@champion.", show_default=False)
+    ] = "",
     endpoint: Annotated[
         str, typer.Option(help="OpenAI-compatible address instead; its key in SIGHTLOOM_API_KEY.", show_default=False)
     ] = "",
@@ -38,6 +51,18 @@ def evaluate(
     serve: Annotated[
         bool, typer.Option("--serve", help="Ask --checkpoint through a private endpoint, as it will be served.")
     ] = False,
+    engine: Annotated[
+        str, typer.Option(help="With --serve: transformers, vllm, or the URL of a vLLM server that you run.")
+    ] = "transformers",
+    engine_python: Annotated[
+        str | None, typer.Option(help="Python of an environment with vLLM, where this one has none.")
+    ] = None,
+    engine_key: Annotated[str | None, typer.Option(help="File with the key of the vLLM server at a URL.")] = None,
+    engine_arg: Annotated[
+        list[str] | None, typer.Option(help="An option of vLLM, e.g. tensor-parallel-size=2; may be repeated.")
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="With --serve: float32, bfloat16 or float16; auto with vLLM.")] = "float32",
+    device: Annotated[str, typer.Option(help="With --serve: cpu or cuda; vLLM finds its device itself.")] = "cpu",
     best_of: Annotated[
         int, typer.Option(min=1, help="Sample so many answers; the reward model chooses.", show_default=False)
     ] = 1,
@@ -46,23 +71,52 @@ def evaluate(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the suite, e.g. decoding.thinking=true."),
     ] = None,
+    store: Store = DEFAULT_STORE,
+    no_track: Annotated[bool, typer.Option("--no-track", help="Keep rows, result and report out of MLflow.")] = False,
+    cache: Cache = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Ask a model the questions of a suite and measure it per domain, with confidence intervals and chance levels."""
+    """Ask a model the questions of a suite and measure it per domain, with confidence intervals and chance levels.
+
+    Rows, result and report are kept as a run of MLflow, and the figures at the version if it is a registered one.
+
+    sightloom evaluate pipelines/suites/core.yaml --checkpoint sightloom@champion --serve --engine vllm
+    """
     key = os.environ.get("SIGHTLOOM_API_KEY", "")
     target = Target(checkpoint, endpoint, model, key, best_of, reward_model)
     if serve and (not checkpoint or reward_model):
         raise UserMistake("--serve asks --checkpoint through an endpoint, once a question: give it, without --best-of")
+    settings = engine_settings(engine, engine_python, engine_key, engine_arg or [], 0, dtype, device)
+    if not serve and (engine, dtype, device) != ("transformers", "float32", "cpu"):
+        raise UserMistake("--engine, --dtype and --device say how --checkpoint is served", "add --serve")
+    uri = "" if no_track else normalized_uri(store)
+    target = _registered(target, store, cache)
     with ExitStack() as held:
         address = ""
         if serve:
-            folder = fetch(checkpoint)
-            address = held.enter_context(running(lambda: TransformersEngine(folder, "private"))).address
-        result = run(suite, target, manifest or None, out or None, set_ or [], terminal_progress(), address, GENERATORS)
-    console.emit(result.to_json(), as_json, lambda screen: _show(screen, result, out))
+            folder = fetch(target.checkpoint)
+            address = held.enter_context(running(lambda: make_engine(folder, "private", settings))).address
+        done = run(suite, target, manifest or None, out or None, set_ or [], terminal_progress(), address, GENERATORS)
+    run_id = ""
+    if uri:
+        be_patient()
+        run_id = track(uri, done)
+    console.emit(done.result.to_json() | {"run_id": run_id}, as_json, lambda screen: _show(screen, done, out, run_id))
 
 
-def _show(screen: Console, result: Result, out: str) -> None:
+def _registered(target: Target, store: str, cache: str) -> Target:
+    """A checkpoint such as `sightloom:3` with its folder, its files verified; any other target as it is."""
+    if not _REGISTERED.fullmatch(target.checkpoint) or Path(target.checkpoint).exists():
+        return target
+    registry = Registry(existing_store(store))
+    version = registry.resolve(target.checkpoint)
+    folder = registry.materialize(version, cache_folder(cache))
+    who = Identity(version.name, str(version.version), version.digest)
+    return replace(target, checkpoint=str(folder), known=who)
+
+
+def _show(screen: Console, done: Evaluated, out: str, run_id: str) -> None:
+    result = done.result
     table = Table(box=None, pad_edge=False)
     for title in ("domain", "metric", "value", "95 % interval", "n", "constant answer", "needs steps"):
         table.add_column(title, justify="left" if title in ("domain", "metric") else "right")
@@ -87,7 +141,9 @@ def _show(screen: Console, result: Result, out: str) -> None:
         )
     if out:
         screen.print(f"report  {out}/report.html", soft_wrap=True)
-    else:
+    if run_id:
+        screen.print(f"MLflow  run {run_id}", soft_wrap=True)
+    if not out and not run_id:
         screen.print("next: the same with --out DIR writes a report with pictures, thinking and answers")
 
 

@@ -205,9 +205,14 @@ def existing_store(store: str) -> str:
     path = store.removeprefix("sqlite:///")
     if path != store and not Path(path).expanduser().is_file():
         raise UserMistake(f"no MLflow store at '{path}'", "give --store sqlite:///path, or MLFLOW_TRACKING_URI")
+    be_patient()
+    return normalized_uri(store)
+
+
+def be_patient() -> None:
+    """See that MLflow's client says within seconds that its server is away."""
     for name, value in _PATIENCE.items():
         os.environ.setdefault(name, value)
-    return normalized_uri(store)
 
 
 def cache_folder(cache: str) -> Path:

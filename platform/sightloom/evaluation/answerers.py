@@ -92,7 +92,8 @@ class LocalAnswerer:
         asked: list[tuple[Example, GenerationRequest]] = []
         for example in examples:
             try:
-                prompt = encoder.prompt(example.conversation, _decode(example.image), thinking)
+                images = [_decode(image) for image in example.images]
+                prompt = encoder.prompt(example.conversation, images[0] if images else None, thinking, images[1:])
             except ValueError as error:
                 predictions[example.id] = failed(example.id, str(error), 0.0)
                 done(1)
@@ -122,9 +123,7 @@ def _from_generation(id: str, generation: Generation, thinking: bool | None, lat
     return Prediction(id, parsed.content, parsed.thinking, outcome, generation.finish, tokens, latency_ms)
 
 
-def _decode(image: bytes | None) -> Image.Image | None:
-    if image is None:
-        return None
+def _decode(image: bytes) -> Image.Image:
     try:
         with Image.open(io.BytesIO(image)) as opened:
             return opened.convert("RGB")

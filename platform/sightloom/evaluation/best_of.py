@@ -49,7 +49,9 @@ class BestOf(LocalAnswerer):
         for example in examples:
             began = time.perf_counter()
             try:
-                image = _decode(example.image)
+                if len(example.images) > 1:
+                    raise ValueError("the reward model judges answers about one picture, the question shows several")
+                image = None if example.image is None else _decode(example.image)
                 prompt = encoder.prompt(example.conversation, image, thinking)
             except ValueError as error:
                 predictions.append(failed(example.id, str(error), 0.0))

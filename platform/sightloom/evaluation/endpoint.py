@@ -2,6 +2,7 @@
 
 import base64
 import io
+import re
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,8 +14,10 @@ from PIL import Image, UnidentifiedImageError
 from sightloom.errors import SightloomError, UserMistake
 from sightloom.evaluation.answerers import Prediction, failed, nobody, since_ms
 from sightloom.evaluation.examples import Example
+from sightloom.evaluation.result import Identity
 from sightloom.records import Conversation
 
+_SHA256 = re.compile("[0-9a-f]{64}")  # a server without a manifest says "unverified"
 _CONCURRENCY = 16
 _RETRIES = 8
 _LONGEST_WAIT_S = 30.0
@@ -79,6 +82,16 @@ class EndpointAnswerer:
     def url(self) -> str:
         """The address up to and with `/v1`."""
         return self._url
+
+    def identity(self) -> Identity:
+        """Who answers, as far as the server says it (`sightloom.version` and `.digest` of the model's card)."""
+        name = self.model.partition("@")[0].partition(":")[0]
+        try:
+            card = self._client.get(f"{self._url}/models/{self.model}").raise_for_status().json()["sightloom"]
+            digest = str(card["digest"])
+            return Identity(name, str(card["version"]), digest if _SHA256.fullmatch(digest) else "")
+        except (httpx.HTTPError, ValueError, KeyError, TypeError):  # another server
+            return Identity(self.model)
 
     def close(self) -> None:
         """Close the connections."""
@@ -172,10 +185,10 @@ def _names(response: httpx.Response, url: str) -> list[str]:
 def chat_body(
     model: str, example: Example, thinking: bool | None, max_new_tokens: int, thinking_budget: int | None
 ) -> dict[str, Any]:
-    """The body of a greedy chat completion of an example."""
+    """The body of a greedy chat completion of an example; a budget is sent where thinking is opened (`Decoding`)."""
     body: dict[str, Any] = {
         "model": model,
-        "messages": _openai_messages(example.conversation, example.image),
+        "messages": _openai_messages(example.conversation, example.images),
         "temperature": 0,
         "max_completion_tokens": max_new_tokens,
     }
@@ -202,13 +215,14 @@ def _from_response(id: str, body: dict[str, Any], thinking: bool | None, latency
     return Prediction(id, content, thought, str(outcome), finish, tokens, latency_ms)
 
 
-def _openai_messages(conversation: Conversation, image: bytes | None) -> list[dict[str, Any]]:
+def _openai_messages(conversation: Conversation, images: Sequence[bytes]) -> list[dict[str, Any]]:
     messages: list[dict[str, Any]] = []
     for message in conversation.messages:
         content: Any = message.text
-        if message.image and image is not None:
-            url = f"data:{_mime(image)};base64,{base64.b64encode(image).decode()}"
-            content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": message.text}]
+        if message.image and images:
+            urls = [f"data:{_mime(image)};base64,{base64.b64encode(image).decode()}" for image in images]
+            content = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
+            content.append({"type": "text", "text": message.text})
         messages.append({"role": message.role, "content": content})
     return messages
 

@@ -1,5 +1,6 @@
 """The verb: a suite, and a checkpoint or an endpoint, to a result with its rows and its report on disk."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from sightloom.evaluation.examples import Example
 from sightloom.evaluation.imported import read_imported
 from sightloom.evaluation.perf import measure_load
 from sightloom.evaluation.report import Subject, render
-from sightloom.evaluation.result import Result, Row, save
+from sightloom.evaluation.result import Identity, Result, Row, save
 from sightloom.evaluation.runner import evaluate
 from sightloom.evaluation.suites import Generator, Suite, read_suite
 from sightloom.model.load import load as load_model
@@ -25,7 +26,10 @@ from sightloom.progress import Progress
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Who is asked: a model folder (or hub id, or object-store address), or a running endpoint."""
+    """Who is asked: a model folder (or hub id, or object-store address), or a running endpoint.
+
+    `known`: which registered version the checkpoint is.
+    """
 
     checkpoint: str = ""
     endpoint: str = ""
@@ -33,6 +37,7 @@ class Target:
     key: str = ""
     best_of: int = 1
     reward_model: str = ""
+    known: Identity | None = None
 
     def __post_init__(self) -> None:
         if (self.best_of > 1) != bool(self.reward_model):
@@ -45,7 +50,18 @@ class Target:
     @property
     def name(self) -> str:
         """For titles."""
+        if self.known is not None:
+            return self.known.reference
         return self.checkpoint or f"{self.model or 'model'} at {self.endpoint}"
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluated:
+    """What was found, who answered, and the report as a page."""
+
+    result: Result
+    who: Identity
+    page: str
 
 
 def run(
@@ -57,7 +73,7 @@ def run(
     progress: Progress,
     private: str = "",
     generators: Mapping[str, Generator] | None = None,
-) -> Result:
+) -> Evaluated:
     """Evaluate and, with `out`, write `rows.jsonl`, `report.html` and then `result.json` there.
 
     `private` is the address of an endpoint that serves the checkpoint; it is asked, and nothing is loaded here.
@@ -78,12 +94,25 @@ def run(
     budget = suite.decoding.thinking_token_budget
     with progress.step("reach endpoint" if target.endpoint or private else "load model"):
         asked = EndpointAnswerer(private, thinking_budget=budget) if private else answerer(target, budget)
-    result = measure(suite, examples, imported, asked, progress, target.key)
+    who = identity(target, asked)
+    result = measure(suite, examples, imported, asked, progress, target.key).by(who)
+    facts = {"checkpoint" if target.checkpoint else "endpoint": target.name, "manifest": manifest or "",
+             "version": who.reference, "digest": who.digest}  # fmt: skip
+    page = render(Subject(f"Evaluation of {target.name}", facts), result, examples)
     if out:
-        facts = {"checkpoint" if target.checkpoint else "endpoint": target.name, "manifest": manifest or ""}
-        write_report(out, Subject(f"Evaluation of {target.name}", facts), result, examples)
+        storage.write(storage.join(out, "report.html"), page.encode())
         save(result, out)
-    return result
+    return Evaluated(result, who, page)
+
+
+def identity(target: Target, asked: Answerer) -> Identity:
+    """Who answers: what is known of the checkpoint, the digest of a folder's manifest, or what an endpoint says."""
+    if target.known is not None:
+        return target.known
+    if isinstance(asked, EndpointAnswerer) and target.endpoint:
+        return asked.identity()
+    listed = Path(target.checkpoint, "manifest.json")
+    return Identity(target.checkpoint, "", hashlib.sha256(listed.read_bytes()).hexdigest() if listed.is_file() else "")
 
 
 def measure(
@@ -114,10 +143,3 @@ def answerer(target: Target, thinking_budget: int | None) -> Answerer:
     if target.reward_model:
         return BestOf(vlm, RewardModel(target.reward_model), target.best_of, thinking_budget)
     return LocalAnswerer(vlm, thinking_budget=thinking_budget)
-
-
-def write_report(folder: str, subject: Subject, result: Result, examples: list[Example]) -> str:
-    """Write `report.html` and return its address."""
-    address = storage.join(folder, "report.html")
-    storage.write(address, render(subject, result, examples).encode())
-    return address

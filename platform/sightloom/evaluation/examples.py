@@ -15,8 +15,8 @@ class Example:
     """One question with a checkable answer.
 
     `conversation` ends with the question; `group` ties examples that share a picture (they are resampled together);
-    `also` are further right answers; `needs_steps` says that the source shows worked steps for it. A `caption` has no
-    right answer: its answers are what people wrote.
+    `more_images` stand behind `image` in the turn that shows it; `also` are further right answers; `needs_steps` says
+    that the source shows worked steps for it. A `caption` has no right answer: its answers are what people wrote.
     """
 
     id: str
@@ -30,6 +30,12 @@ class Example:
     needs_steps: bool = False
     also: tuple[Answer, ...] = ()
     caption: bool = False
+    more_images: tuple[bytes, ...] = ()
+
+    @property
+    def images(self) -> tuple[bytes, ...]:
+        """Every picture, in order."""
+        return () if self.image is None else (self.image, *self.more_images)
 
     @property
     def answers(self) -> tuple[Answer, ...]:
@@ -50,8 +56,8 @@ class Example:
 
     @property
     def image_sha256(self) -> str:
-        """SHA-256 of the picture's bytes, empty without a picture."""
-        return hashlib.sha256(self.image).hexdigest() if self.image is not None else ""
+        """SHA-256 of the picture's bytes, empty without a picture; of several pictures, with commas between."""
+        return ",".join(hashlib.sha256(image).hexdigest() for image in self.images)
 
 
 def suite_digest(examples: Iterable[Example]) -> str:

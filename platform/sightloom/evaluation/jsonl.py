@@ -11,6 +11,7 @@ from sightloom.evaluation.examples import YES_NO, Example
 from sightloom.evaluation.objects import Pictured, object_questions
 from sightloom.records import Answer, Conversation, InvalidRecord, Message
 
+_MAX_IMAGES = 8  # as many as the endpoint takes in a request
 _TYPES = ("choice", "number", "text", "list", "yes_no", "box", "point", "math", "words", "caption")
 
 
@@ -74,14 +75,16 @@ def _example(fields: dict[str, Any], where: str, suite: str, folder: str, domain
         if not isinstance(fields.get(name), (str, int)) or fields[name] == "":
             raise UserMistake(f"{where}: '{name}' is required")
     names = fields.get("images", [fields["image"]] if fields.get("image") else [])
-    if not isinstance(names, list) or len(names) > 1:
-        raise UserMistake(f"{where}: a question has at most one picture here, 'images' lists {names!r}")
+    if not isinstance(names, list) or len(names) > _MAX_IMAGES or not all(isinstance(name, str) for name in names):
+        raise UserMistake(f"{where}: 'images' is a list of at most {_MAX_IMAGES} file names, got {names!r}")
     values = fields["answers"] if isinstance(fields.get("answers"), list) else [fields.get("answer")]
     options = fields.get("options") or []
     kind = fields.get("type") or ("choice" if options else "text")
     caption = kind == "caption"
     if caption:
         kind = "text"
+    if caption and len(names) > 1:
+        raise UserMistake(f"{where}: a caption describes one picture, 'images' lists {len(names)}")
     if kind == "yes_no":
         kind, options = "choice", list(YES_NO)
         values = [str(value).strip().lower() for value in values]
@@ -94,14 +97,24 @@ def _example(fields: dict[str, Any], where: str, suite: str, folder: str, domain
         raise UserMistake(f"{where}: {error}", f"types: {', '.join(_TYPES)}") from error
     if not answers:
         raise UserMistake(f"{where}: 'answers' is empty")
-    image = storage.read_bytes(storage.join(folder, names[0])) if names else None
+    images = [storage.read_bytes(storage.join(folder, name)) for name in names]
     id, its_domain = str(fields["id"]), fields.get("domain") or domain
     if not its_domain:
         raise UserMistake(f"{where}: no domain", "name it in the line, or in the suite's source: `domain: science`")
     task = str(fields.get("task") or ("caption" if caption else kind))
-    question = Message("user", str(fields["question"]), image is not None)
+    question = Message("user", str(fields["question"]), bool(images))
     conversation = Conversation(id, "conversation", task, its_domain, (question,), answers[0])
-    group = str(fields.get("group") or (hashlib.sha256(image).hexdigest() if image is not None else id))
+    group = str(fields.get("group") or (hashlib.sha256(b"".join(images)).hexdigest() if images else id))
     return Example(
-        id, suite, its_domain, task, image, conversation, answers[0], group, also=tuple(answers[1:]), caption=caption
+        id,
+        suite,
+        its_domain,
+        task,
+        images[0] if images else None,
+        conversation,
+        answers[0],
+        group,
+        also=tuple(answers[1:]),
+        caption=caption,
+        more_images=tuple(images[1:]),
     )

@@ -64,7 +64,7 @@ def render(
         decision: the gate's, if it was asked.
         baseline: the champion's rows on the same examples; gains and losses are then shown against it.
     """
-    pictures = {example.id: example.image for example in examples}
+    pictures = {example.id: example.images for example in examples}
     parts = [
         f"<h1>{_text(subject.title)}</h1>",
         f'<p class="soft">suite {_text(result.suite)}, {result.overall.n} questions, {result.seconds:.0f} s</p>',
@@ -182,7 +182,9 @@ def _tasks(result: Result) -> str:
     return _table(["task", "accuracy", "n"], rows)
 
 
-def _examples(rows: Sequence[Row], baseline: Sequence[Row] | None, pictures: Mapping[str, bytes | None]) -> list[str]:
+def _examples(
+    rows: Sequence[Row], baseline: Sequence[Row] | None, pictures: Mapping[str, Sequence[bytes]]
+) -> list[str]:
     parts = []
     if baseline is not None:
         before = {row.id: row for row in baseline}
@@ -218,7 +220,7 @@ def _telling(rows: Sequence[Row]) -> list[Row]:
     return [row for _, row in sorted(zip(order, rows, strict=True), key=lambda pair: pair[0])]
 
 
-def _cards(rows: Sequence[Row], pictures: Mapping[str, bytes | None], before: Mapping[str, Row]) -> str:
+def _cards(rows: Sequence[Row], pictures: Mapping[str, Sequence[bytes]], before: Mapping[str, Row]) -> str:
     if not rows:
         return '<p class="soft">none</p>'
     cards = []
@@ -234,14 +236,13 @@ def _cards(rows: Sequence[Row], pictures: Mapping[str, bytes | None], before: Ma
             entries.append(("error", row.error))
         entries.append(("task", f"{row.task}, {row.tokens} tokens, {row.finish}, thinking {row.thinking}"))
         words = "".join(f"<dt>{name}</dt><dd>{_text(value)}</dd>" for name, value in entries)
+        shown = "".join(_picture(image) for image in pictures.get(row.id, ()))
         tone = "plain" if row.kind == "caption" else "right" if row.right else "wrong"
-        cards.append(f'<div class="card {tone}">{_picture(pictures.get(row.id))}<dl>{words}</dl></div>')
+        cards.append(f'<div class="card {tone}">{shown}<dl>{words}</dl></div>')
     return f'<div class="cards">{"".join(cards)}</div>'
 
 
-def _picture(image: bytes | None) -> str:
-    if image is None:
-        return ""
+def _picture(image: bytes) -> str:
     try:
         with Image.open(io.BytesIO(image)) as opened:
             shown = opened.convert("RGB")

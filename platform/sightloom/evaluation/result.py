@@ -2,11 +2,11 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from sightloom import storage
 from sightloom.config import Frozen, canonical_json
@@ -17,13 +17,26 @@ PERF_METRICS: Final[tuple[PerfMetric, ...]] = get_args(PerfMetric)
 
 
 class Decoding(Frozen):
-    """How answers are drawn: greedily, with or without thinking."""
+    """How answers are drawn: greedily, with or without thinking.
+
+    A `thinking_token_budget` opens a think block, as it does in the API (serving's `resolve`): otherwise a model in
+    this process and the same one behind an endpoint would be asked in two ways.
+    """
 
     thinking: bool | None = Field(
         default=None, description="true opens a think block, false closes it, null: as the model does"
     )
     max_new_tokens: int = Field(default=256, ge=1, description="thinking and answer together")
-    thinking_token_budget: int | None = Field(default=None, ge=1)
+    thinking_token_budget: int | None = Field(default=None, ge=1, description="tokens of thinking; it is then true")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_budget_opens_thinking(cls, value: Any) -> Any:
+        if not isinstance(value, dict) or value.get("thinking_token_budget") is None:
+            return value
+        if value.get("thinking") is False:
+            raise ValueError("a thinking_token_budget means nothing with 'thinking: false'; leave one of them out")
+        return {**value, "thinking": True}
 
 
 class Statistics(Frozen):
@@ -79,12 +92,27 @@ class DomainMeasure(Measure):
 
 
 @dataclass(frozen=True, slots=True)
+class Identity:
+    """Who answered: the model's name or address, its registered version, the SHA-256 of its manifest; "": not known."""
+
+    model: str
+    version: str = ""
+    digest: str = ""
+
+    @property
+    def reference(self) -> str:
+        """`name:13`, empty where no version is known."""
+        return f"{self.model}:{self.version}" if self.version else ""
+
+
+@dataclass(frozen=True, slots=True)
 class Row:
     """One example, asked and judged.
 
     `kind` is the answer's (choice, number, …), yes_no or caption. `scores`: `reward` in [0, 1] and `relaxed` (a number
     within 5 %) of an answer; `cider` (and `clip_score`) of a caption. `source` names the tool and version whose log the
-    row was taken from, and is empty for a question that was asked here.
+    row was taken from, and is empty for a question that was asked here. `model`, `version` and `digest` say who
+    answered (`Identity`); they are empty where that is the run's own business, as in training.
     """
 
     suite: str
@@ -108,6 +136,9 @@ class Row:
     finish: str
     error: str | None
     source: str
+    model: str = ""
+    version: str = ""
+    digest: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +166,10 @@ class Result:
     seconds: float
     rows: tuple[Row, ...]
     perf: tuple[Perf, ...] = ()
+
+    def by(self, who: Identity) -> "Result":
+        """The same result with rows that name who answered; other tools' rows stay as they are."""
+        return replace(self, rows=tuple(row if row.source else _named(row, who) for row in self.rows))
 
     def to_json(self) -> dict[str, Any]:
         """The object that `sightloom evaluate --json` prints: without the rows."""
@@ -180,6 +215,10 @@ class Result:
         if self.needs_steps is not None:
             flat[f"{prefix}/needs_steps"] = self.needs_steps.value
         return flat
+
+
+def _named(row: Row, who: Identity) -> Row:
+    return replace(row, model=who.model, version=who.version, digest=who.digest)
 
 
 def save(result: Result, folder: str) -> None:

@@ -41,7 +41,7 @@ class ManifestSource(Frozen):
 
 
 class JsonlSource(Frozen):
-    """Questions as lines `{id, image?, question, answer|answers, options?, type, domain?, task?, group?}`."""
+    """Questions as lines `{id, image|images?, question, answer|answers, options?, type, domain?, task?, group?}`."""
 
     kind: Literal["jsonl"]
     path: str

@@ -4,6 +4,7 @@
 second; the tests hold the two equal.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -158,19 +159,35 @@ class Encoder:
         if not any(message.role == "assistant" for message in conversation.messages):
             raise ValueError(f"conversation {conversation.id}: no assistant turn to learn from")
         text, spans = render(conversation.messages, thinking)
-        return self._document(text, spans if turns == "all" else spans[-1:], self._picture(conversation, image))
+        return self._document(text, spans if turns == "all" else spans[-1:], _pictures(conversation, image))
 
-    def prompt(self, conversation: Conversation, image: Image.Image | None, thinking: bool | None = None) -> Document:
-        """What the model reads before it answers: all turns but a closing assistant turn, then its own opening."""
+    def prompt(
+        self,
+        conversation: Conversation,
+        image: Image.Image | None,
+        thinking: bool | None = None,
+        more: Sequence[Image.Image] = (),
+    ) -> Document:
+        """What the model reads before it answers: all turns but a closing assistant turn, then its own opening.
+
+        Args:
+            more: further pictures of the turn that shows one, in order behind `image`.
+
+        Raises:
+            ValueError: an image turn without a picture, or `more` where not exactly one turn shows pictures.
+        """
         messages = conversation.messages
         if messages and messages[-1].role == "assistant":
             messages = messages[:-1]
         text = render(messages)[0] + "<|im_start|>assistant\n" + _opening(thinking)
-        return self._document(text, [], self._picture(conversation, image))
+        if more and sum(message.image for message in messages) != 1:
+            raise ValueError(f"conversation {conversation.id}: several pictures belong to one turn that shows them")
+        text = text.replace(IMAGE_PART, IMAGE_PART * (1 + len(more)), 1)
+        return self._document(text, [], [*_pictures(conversation, image), *more])
 
     def caption(self, text: str) -> Document:
         """A caption alone; the state at its `<|im_end|>` is the text feature of contrastive alignment."""
-        document = self._document(text.strip() + TURN_END, [], None)
+        document = self._document(text.strip() + TURN_END, [], [])
         return Document(document.input_ids, document.loss_mask, pool=True)
 
     def blank(self) -> Document:
@@ -203,13 +220,8 @@ class Encoder:
         features = self._images(images=[image.convert("RGB")], return_tensors="pt")
         return features["pixel_values"], features["image_grid_thw"]
 
-    def _picture(self, conversation: Conversation, image: Image.Image | None) -> Image.Image | None:
-        wanted = any(message.image for message in conversation.messages)
-        if wanted and image is None:
-            raise ValueError(f"conversation {conversation.id}: a turn shows an image, but no picture is given")
-        return image if wanted else None
-
-    def _document(self, text: str, spans: list[tuple[int, int]], image: Image.Image | None) -> Document:
+    def _document(self, text: str, spans: list[tuple[int, int]], images: Sequence[Image.Image]) -> Document:
+        """`images`: one for every place that the text leaves for a picture, or a single one for all of them."""
         encoding = self._tokenizer.encode(text, add_special_tokens=False)
         ids = np.asarray(encoding.ids, np.int64)
         mask = np.zeros(len(ids), np.bool_)
@@ -217,14 +229,25 @@ class Encoder:
             starts = np.fromiter((start for start, _ in encoding.offsets), np.int64, len(ids))
             for start, end in spans:
                 mask |= (starts >= start) & (starts < end)
-        if image is None:
+        if not images:
             return Document(torch.from_numpy(ids), torch.from_numpy(mask))
-        pixel_values, grid = self.pixels(image)
-        repeats = np.where(ids == self.image_token_id, len(pixel_values) // self._merge**2, 1)
-        num_images = int((ids == self.image_token_id).sum())
+        places = ids == self.image_token_id
+        parts = [self.pixels(image) for image in images]
+        if len(parts) == 1:
+            parts *= int(places.sum())
+        repeats = np.ones(len(ids), np.int64)
+        repeats[places] = [len(pixels) // self._merge**2 for pixels, _ in parts]
         return Document(
             torch.from_numpy(ids.repeat(repeats)),
             torch.from_numpy(mask.repeat(repeats)),
-            pixel_values.repeat(num_images, 1) if num_images > 1 else pixel_values,
-            grid.repeat(num_images, 1) if num_images > 1 else grid,
+            parts[0][0] if len(parts) == 1 else torch.cat([pixels for pixels, _ in parts]),
+            parts[0][1] if len(parts) == 1 else torch.cat([grid for _, grid in parts]),
         )
+
+
+def _pictures(conversation: Conversation, image: Image.Image | None) -> list[Image.Image]:
+    if not conversation.has_image:
+        return []
+    if image is None:
+        raise ValueError(f"conversation {conversation.id}: a turn shows an image, but no picture is given")
+    return [image]

@@ -13,7 +13,7 @@ from sightloom.evaluation.endpoint import EndpointAnswerer, NotNow, Unreachable,
 from sightloom.evaluation.evaluate import measure
 from sightloom.evaluation.examples import Example
 from sightloom.evaluation.gate import GateRules
-from sightloom.evaluation.result import Result
+from sightloom.evaluation.result import Identity, Result
 from sightloom.evaluation.suites import Suite
 from sightloom.model.load import load
 from sightloom.progress import Progress
@@ -90,7 +90,8 @@ class Exam:
         with ExitStack() as held:
             with progress.step(f"load {version.reference}"):
                 asked = held.enter_context(asker.asked(version, rules.decoding.thinking_token_budget))
-            return measure(suite, self.examples, (), asked, progress, asker.key)
+            found = measure(suite, self.examples, (), asked, progress, asker.key)
+        return found.by(Identity(version.name, str(version.version), version.digest))
 
 
 def wait_until_pinned(
