@@ -1,5 +1,8 @@
 """Gauges of what is under way, of engines and of routes; replicas as Serve's controller counts them."""
 
+import time
+
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from ray.serve.schema import (
     ApplicationStatus,
@@ -13,7 +16,7 @@ from ray.serve.schema import (
 
 from sightloom.serving.engines.base import EngineLoad
 from sightloom.serving.gauges import Busy, EngineGauges, RouteGauges
-from sightloom.serving.meters import LocalMeters
+from sightloom.serving.meters import LocalMeters, RayMeters
 from sightloom.serving.replicas import count
 from sightloom.serving.routes import Live, ModelRoutes, Routes, Shadow
 
@@ -74,3 +77,21 @@ def test_replicas_that_start_or_stop_are_not_counted() -> None:
     )
     app = ApplicationStatusOverview(ApplicationStatus.RUNNING, "", 0.0, {"engine": deployment})
     assert count(ServeStatus(applications={"m-v1": app})) == {"m-v1": 2}
+
+
+def test_gauges_are_said_again_because_ray_forgets_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[tuple[float, dict[str, str]]] = []
+
+    class Gauge:
+        def set(self, value: float, labels: dict[str, str]) -> None:
+            said.append((value, labels))
+
+    meters = RayMeters(again_s=0.05)
+    monkeypatch.setattr(meters, "_metric", lambda _: Gauge())
+    meters.set("build_info", 1, version="0.1")
+    meters.set("build_info", 2, version="0.1")
+    until = time.monotonic() + 5
+    while len(said) < 4 and time.monotonic() < until:
+        time.sleep(0.02)
+    assert said[:2] == [(1, {"version": "0.1"}), (2, {"version": "0.1"})]
+    assert said[2:4] == [(2, {"version": "0.1"})] * 2, "the last value, again and again"

@@ -1,12 +1,16 @@
 """Where the endpoint's metrics go: to Ray's exporter in a replica, to `/metrics` in a process of its own."""
 
+import threading
+import time
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import prometheus_client
 from ray.util import metrics as ray_metrics
 
 from sightloom.serving.metric_table import BUCKETS_S, METRICS
+
+AGAIN_S: Final = 5.0
 
 
 class Meters(Protocol):
@@ -23,10 +27,16 @@ class Meters(Protocol):
 
 
 class RayMeters:
-    """Through Ray: its agents export them on every node, and put `ray_` before the names."""
+    """Through Ray: its agents export them on every node, and put `ray_` before the names.
 
-    def __init__(self) -> None:
+    They forget a gauge that is not said for twenty seconds, so the last values are said again and again.
+    """
+
+    def __init__(self, again_s: float = AGAIN_S) -> None:
         self._made: dict[str, Any] = {}
+        self._again_s = again_s
+        self._said: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {}
+        self._repeating = False
 
     def add(self, name: str, value: float, **labels: str) -> None:
         """Raise a counter."""
@@ -39,7 +49,17 @@ class RayMeters:
 
     def set(self, name: str, value: float, **labels: str) -> None:
         """Say a gauge's value."""
+        self._said[name, tuple(sorted(labels.items()))] = value
         self._metric(name).set(value, labels)
+        if not self._repeating:
+            self._repeating = True
+            threading.Thread(target=self._repeat, name="gauges", daemon=True).start()
+
+    def _repeat(self) -> None:
+        while True:
+            time.sleep(self._again_s)
+            for (name, labels), value in list(self._said.items()):
+                self._metric(name).set(value, dict(labels))
 
     def _metric(self, name: str) -> Any:
         if name not in self._made:
