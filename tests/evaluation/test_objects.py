@@ -70,12 +70,16 @@ def test_a_suite_reads_objects_and_draws_pictures(tmp_path: Path) -> None:
         "sources": [
             {"kind": "objects", "path": str(tmp_path / "objects.jsonl"), "negatives": "random", "per_picture": 1},
             {"kind": "procedural", "per_domain": 6, "seed": 3},
+            {"kind": "procedural", "generator": "objects", "per_domain": 30, "seed": 3},
         ],
     })  # fmt: skip
     examples = read_suite(suite, None, GENERATORS)
     assert Counter(example.domain for example in examples) == {
-        "hallucination": 8, "natural": 6, "document": 6, "science": 6, "ui": 6, "art": 6,
+        "hallucination": 38, "natural": 6, "document": 6, "science": 6, "ui": 6, "art": 6,
     }  # fmt: skip
+    drawn = [example for example in examples if example.id.startswith("objects-")]
+    assert Counter(example.answer.value for example in drawn) == {"yes": 15, "no": 15}
+    assert set(Counter(example.task for example in drawn).values()) == {10}, "each kind of negatives"
     assert any(example.needs_steps for example in examples)
     assert all(example.conversation.messages[-1].role == "user" for example in examples)
     assert suite_digest(read_suite(suite, None, GENERATORS)) == suite_digest(examples)

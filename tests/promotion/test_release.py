@@ -175,12 +175,23 @@ def test_the_verbs_speak_json_and_end_with_their_exit_codes(stage: Stage, tmp_pa
     assert "either --checkpoint" in str(say("evaluate", str(tmp_path / "s.yaml"), code=2)["error"])
     assert "no configuration file" in str(say("evaluate", "gone.yaml", "--checkpoint", "x", code=2)["error"])
 
-    promoting = ("promote", version.reference, "--gate", str(tmp_path / "g.yaml"), *store)
+    promoting = (
+        "promote",
+        version.reference,
+        "--gate",
+        str(tmp_path / "g.yaml"),
+        *store,
+        "--cache",
+        str(tmp_path / "c"),
+    )
     before = stage.ledger.read().head
     assert say(*promoting, "--dry-run")["events"] == []
+    (answers,) = (tmp_path / "c" / "answers").iterdir()
+    asked_at = answers.stat().st_mtime_ns
     assert stage.ledger.read().head == before
     assert "did not pass the gate" in str(say(*promoting, code=3)["error"])
     assert say(*promoting, "--set", "domains.art.floor=0", "--set", "improvement.require=none")["champion"] == 4
+    assert [file.stat().st_mtime_ns for file in (tmp_path / "c" / "answers").iterdir()] == [asked_at], "asked once"
     assert "no model version 'nano:99'" in str(say("promote", "nano:99", *promoting[2:], code=2)["error"])
 
     shown = say("history", *store)

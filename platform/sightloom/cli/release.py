@@ -103,7 +103,7 @@ def promote(
     else:
         check(its, found)
         before, who = len(ledger.read().lines), Who(actor(), reason)
-        exam = read_exam(gate, manifest, set_ or [])
+        exam = read_exam(gate, manifest, set_ or [], cache)
         address = "" if dry_run else endpoint or _served_at(beat)
         evidence = judge(registry, ledger, found, exam, cache, address, who)
         if not (dry_run or unserved) and beat is None:  # a manager may have come while the gate was asked
@@ -118,11 +118,12 @@ def promote(
     console.emit(result.to_json(), as_json, lambda screen: _show_release(screen, result, dry_run))
 
 
-def read_exam(gate: str, manifest: str, overrides: list[str]) -> Exam:
-    """The gate's rules, its suite and the questions."""
+def read_exam(gate: str, manifest: str, overrides: list[str], cache: str = "") -> Exam:
+    """The gate's rules, its suite and the questions; what baselines answer is kept in the cache."""
     rules = load(GateRules, gate, overrides)
     suite = load(Suite, Path(gate).parent / rules.suites)
-    return Exam(rules, suite, read_suite(suite, manifest or None, GENERATORS))
+    examples = read_suite(suite, manifest or None, GENERATORS)
+    return Exam(rules, suite, examples, cache_folder(cache) / "answers")
 
 
 def judge(

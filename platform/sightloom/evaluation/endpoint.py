@@ -85,13 +85,23 @@ class EndpointAnswerer:
 
     def identity(self) -> Identity:
         """Who answers, as far as the server says it (`sightloom.version` and `.digest` of the model's card)."""
-        name = self.model.partition("@")[0].partition(":")[0]
+        card = self._card()
+        if not card:
+            return Identity(self.model)
+        digest, name = card["digest"], self.model.partition("@")[0].partition(":")[0]
+        return Identity(name, card["version"], digest if _SHA256.fullmatch(digest) else "")
+
+    def way(self) -> str:
+        """The engine and the address through which the model answers; empty where the server does not say it."""
+        card = self._card()
+        return f"{card['engine']} at {self._url}" if card else ""
+
+    def _card(self) -> dict[str, str]:
         try:
             card = self._client.get(f"{self._url}/models/{self.model}").raise_for_status().json()["sightloom"]
-            digest = str(card["digest"])
-            return Identity(name, str(card["version"]), digest if _SHA256.fullmatch(digest) else "")
+            return {name: str(card[name]) for name in ("version", "digest", "engine")}
         except (httpx.HTTPError, ValueError, KeyError, TypeError):  # another server
-            return Identity(self.model)
+            return {}
 
     def close(self) -> None:
         """Close the connections."""

@@ -15,6 +15,7 @@ from sightloom.evaluation.endpoint import EndpointAnswerer
 from sightloom.evaluation.examples import Example
 from sightloom.evaluation.imported import read_imported
 from sightloom.evaluation.perf import measure_load
+from sightloom.evaluation.remember import Remembering
 from sightloom.evaluation.report import Subject, render
 from sightloom.evaluation.result import Identity, Result, Row, save
 from sightloom.evaluation.runner import evaluate
@@ -129,6 +130,7 @@ def measure(
         with progress.step("load CLIP model"):
             cosines = caption_cosines(suite.captions)
     result = evaluate(examples, asked, suite.decoding, suite.statistics, progress, cosines, imported)
+    asked = asked.asked if isinstance(asked, Remembering) else asked
     if suite.perf is None or not isinstance(asked, EndpointAnswerer):
         return result
     with progress.step("measure speed"):

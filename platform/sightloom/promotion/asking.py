@@ -13,6 +13,7 @@ from sightloom.evaluation.endpoint import EndpointAnswerer, NotNow, Unreachable,
 from sightloom.evaluation.evaluate import measure
 from sightloom.evaluation.examples import Example
 from sightloom.evaluation.gate import GateRules
+from sightloom.evaluation.remember import Remembering
 from sightloom.evaluation.result import Identity, Result
 from sightloom.evaluation.suites import Suite
 from sightloom.model.load import load
@@ -77,19 +78,22 @@ class Pinned:
 
 @dataclass(frozen=True, slots=True)
 class Exam:
-    """What a gate asks: its rules, and the suite with its questions."""
+    """What a gate asks: its rules, and the suite with its questions. `answers`: the folder of baselines' answers."""
 
     rules: GateRules
     suite: Suite
     examples: list[Example]
+    answers: Path | None = None
 
-    def measured(self, asker: Asker, version: Version, progress: Progress) -> Result:
-        """One version's result, with the gate's decoding."""
+    def measured(self, asker: Asker, version: Version, progress: Progress, remembered: bool = False) -> Result:
+        """One version's result, with the gate's decoding; `remembered`: what it answered before is not asked again."""
         rules = self.rules
         suite = self.suite.model_copy(update={"decoding": rules.decoding, "statistics": rules.statistics})
         with ExitStack() as held:
             with progress.step(f"load {version.reference}"):
                 asked = held.enter_context(asker.asked(version, rules.decoding.thinking_token_budget))
+            if remembered and self.answers is not None:
+                asked = Remembering(asked, self.answers, version.digest, rules.decoding)
             found = measure(suite, self.examples, (), asked, progress, asker.key)
         return found.by(Identity(version.name, str(version.version), version.digest))
 

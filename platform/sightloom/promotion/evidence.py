@@ -71,7 +71,7 @@ def gather(
     baseline, against = None, None
     if reference != "none":
         against = registry.resolve(reference)
-        baseline = exam.measured(asker, against, progress)
+        baseline = exam.measured(asker, against, progress, remembered=True)
     return replace(record(version, exam, candidate, baseline, tracker, asker.words, against), seen=state)
 
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from sightloom.demo.corpus import defects
+from sightloom.demo.corpus.objects import objects
 from sightloom.demo.corpus.painters import sample
 from sightloom.evaluation.examples import Example
 from sightloom.evaluation.suites import Generator, ProceduralSource
@@ -40,4 +41,4 @@ def _questions(seed: int, index: int, domain: str, suite: str) -> list[Example]:
     return found
 
 
-GENERATORS: Final[Mapping[str, Generator]] = {"five-domains": five_domains}
+GENERATORS: Final[Mapping[str, Generator]] = {"five-domains": five_domains, "objects": objects}
