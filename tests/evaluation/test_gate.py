@@ -1,13 +1,13 @@
 import dataclasses
-import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from sightloom.config import load
 from sightloom.errors import UserMistake
 from sightloom.evaluation.gate import GateRules, PerfRule, decide
-from sightloom.evaluation.result import Perf, Row
+from sightloom.evaluation.result import Perf, Row, Statistics
 from sightloom.metrics import holm
 
 from .conftest import row
@@ -98,14 +98,44 @@ def test_other_examples_than_the_baseline_are_refused() -> None:
         decide(rows(200, 100), rows(199, 100), rules())
 
 
-def test_a_model_truly_worse_by_two_margins_rarely_passes() -> None:
-    draw = random.Random(7)
-    passed = 0
-    for _ in range(100):
-        candidate = [row(f"e{i}", draw.random() < 0.60) for i in range(300)]
-        baseline = [row(f"e{i}", draw.random() < 0.70) for i in range(300)]
-        passed += decide(candidate, baseline, rules(floor=0.3)).outcome == "passed"
-    assert passed <= 5  # of 100: one-sided 5 % at the margin itself, far less at twice the margin
+def pass_rate(worse: float, grouped: bool, simulations: int = 400, margin: float = 0.05) -> tuple[float, float]:
+    """How often a candidate passes that is truly worse by `worse`, and how often the gate's p-value is below 0.05:
+    McNemar's, or the bootstrap's over pictures where questions share them.
+
+    300 questions; grouped: 4 on a picture, which are right or wrong together in half of the pictures.
+    """
+    draw = np.random.default_rng(7)
+    config = rules(floor=0.3, margin=margin).model_copy(update={"statistics": Statistics(resamples=200)})
+    blank = [row(f"e{i}", True, group=f"g{i // 4}" if grouped else "") for i in range(300)]
+    passed = seen = 0
+    for _ in range(simulations):
+        luck = draw.random((2, 300))
+        if grouped:
+            together = np.repeat(draw.random((2, 75)) < 0.5, 4, axis=1)
+            luck = np.where(together, np.repeat(luck[:, ::4], 4, axis=1), luck)
+        sides = [
+            [dataclasses.replace(one, right=bool(its)) for one, its in zip(blank, marks, strict=True)]
+            for marks in (luck[0] < 0.70 - worse, luck[1] < 0.70)
+        ]
+        found = decide(*sides, config)
+        p_value = found.domains["art"].p_value
+        passed += found.outcome == "passed"
+        seen += p_value is not None and p_value < 0.05
+    return passed / simulations, seen / simulations
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_a_model_truly_worse_by_two_margins_rarely_passes(grouped: bool) -> None:
+    passed, seen = pass_rate(0.10, grouped)
+    assert (
+        passed < 0.05
+    )  # 400 simulations each: 0.0025 alone, 0.0075 grouped; 0.0475 both at one margin, 0.05 nominally
+    assert seen > 0.3  # 0.70 alone, 0.39 grouped: as many questions on fewer pictures say less
+
+
+def test_questions_that_share_pictures_raise_no_more_false_alarms() -> None:
+    _, seen = pass_rate(0.0, grouped=True)
+    assert seen < 0.09  # 0.0575, at 0.05 + 3 standard errors 0.083; McNemar's test over the rows: 0.19
 
 
 def test_the_gates_that_are_shipped_are_valid_and_find_their_suite() -> None:

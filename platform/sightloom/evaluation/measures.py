@@ -76,7 +76,10 @@ def imported_means(rows: Sequence[Row], statistics: Statistics) -> dict[str, Mea
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """Candidate − baseline with one-sided bounds; a two-sided p-value by McNemar's exact test, or the bootstrap's."""
+    """Candidate − baseline with one-sided bounds; a two-sided p-value by McNemar's exact test, or the bootstrap's.
+
+    McNemar's takes each row for a draw of its own; where questions share pictures the bootstrap over pictures is asked.
+    """
 
     difference: Difference
     p_value: float
@@ -134,7 +137,7 @@ def compare(
     drawn, p_value = paired_bootstrap_ratios(
         candidate, baseline, statistics.seed, 2 * confidence - 1, statistics.resamples, groups
     )
-    if metric in _RIGHT_OR_WRONG:
+    if metric in _RIGHT_OR_WRONG and len(set(groups)) == len(groups):
         p_value = mcnemar([top == 1 for top in candidate[0]], [top == 1 for top in baseline[0]])
     return Compared(Difference(drawn.value, drawn.low, drawn.high), p_value)
 
