@@ -24,6 +24,8 @@ from sightloom.data.shards.manifest import read_manifest
 from sightloom.demo.corpus import write_corpus
 from sightloom.model.scratch import build_folder
 from sightloom.progress import NullProgress
+from sightloom.promotion.follow import heartbeat
+from sightloom.promotion.ledger import Ledger
 from sightloom.serving.metric_table import METRICS
 
 READY_S, RUNNING_S, PACKAGE_BYTES = 40, 10, 2_000_000
@@ -243,3 +245,5 @@ def test_down_ends_the_endpoints_haproxy_too(proxy: str, tmp_path: Path) -> None
     finally:
         stack.run("down")
     assert stack.processes() == []
+    said = heartbeat(Ledger(store))
+    assert said is not None and said.gone, "a promotion need not wait for a manager that was ended on purpose"
