@@ -37,6 +37,16 @@ PICK = """const file = document.getElementById("file");
   file.files = carried.files;
   file.dispatchEvent(new Event("change", {bubbles: true}));"""
 
+COPIES = """[...document.querySelectorAll('[data-part="copy"] button')]
+  .filter((button) => button.checkVisibility()).map((button) => button.textContent)"""
+CARD = """((card) => {
+  const {top, bottom} = card.getBoundingClientRect();
+  const colour = (words) => words.match(/[0-9]+/g).slice(0, 3).map(Number);
+  const style = getComputedStyle(card);
+  const page = colour(getComputedStyle(document.body).backgroundColor);
+  return {top, bottom, seen: innerHeight, paper: colour(style.backgroundColor), words: colour(style.color), page};
+})(%s)"""
+
 
 class Scripted:
     """Champion 1 and challenger 2, each with its answer; a question with `busy` is refused."""
@@ -153,6 +163,8 @@ def test_pasted_and_picked_pictures_dark_and_a_refusal_that_counts_down(address:
             await page.wait("!" + part("error") + ".hidden")
             seen["first"] = await page.run(part("error") + ".textContent")
             await page.picture(tmp_path / "refused.png")
+            seen["card"] = await page.run(CARD % part("error"))
+            seen["copies"] = await page.run(COPIES)
             await page.wait(part("error") + ".textContent.endsWith('Try again now.')", 10)
             seen["across"] = await page.run("document.documentElement.scrollWidth")
             return seen
@@ -161,3 +173,8 @@ def test_pasted_and_picked_pictures_dark_and_a_refusal_that_counts_down(address:
     assert seen["problems"] == [] and seen["dark"] < 200 and seen["across"] <= 360
     assert seen["first"].startswith("the engine's queue is full engine_overloaded")
     assert seen["first"].endswith(("Try again in 3 s.", "Try again in 2 s."))
+    assert 0 <= seen["card"]["top"] < seen["card"]["bottom"] <= seen["card"]["seen"], "in sight without scrolling"
+    paper, words = seen["card"]["paper"], seen["card"]["words"]
+    assert paper != seen["card"]["page"] and max(words) == words[0] > words[2], "reddish words on a card of its own"
+    assert sum(words) - sum(paper) > 200, "bright on dark"
+    assert seen["copies"] == ["copy as curl", "copy as Python"], "there is no answer to copy"

@@ -14,8 +14,9 @@ from sightloom.errors import GateNotPassed, SightloomError, UserMistake
 from sightloom.evaluation.examples import Example
 from sightloom.evaluation.gate import GateRules
 from sightloom.evaluation.jsonl import from_jsonl
-from sightloom.evaluation.result import read_rows
+from sightloom.evaluation.result import Identity, read_rows
 from sightloom.evaluation.suites import Suite
+from sightloom.evaluation.tracked import model_id
 from sightloom.model.scratch import build_folder
 from sightloom.progress import NullProgress
 from sightloom.promotion.asking import Exam, InProcess, Pinned
@@ -166,6 +167,13 @@ def test_the_verbs_speak_json_and_end_with_their_exit_codes(stage: Stage, tmp_pa
     assert version.digest in (kept / "report.html").read_text() and (kept / "result.json").is_file()
     its = {metric.key for metric in stage.tracker._client.get_logged_model(version.model_id).metrics}
     assert "eval/art/accuracy" in its, "at the version, too"
+    for who, found_id in {
+        Identity("nano", "4", version.digest): version.model_id,
+        Identity("nano", "4", "0" * 64): "",  # a folder that is served under that number
+        Identity("nano", "99", version.digest): "",
+        Identity("nano", "4"): "",
+    }.items():
+        assert model_id(stage.registry, who) == found_id, who
     wrong = say("evaluate", str(tmp_path / "s.yaml"), "--checkpoint", str(fourth), "--engine", "vllm", code=2)
     assert "add --serve" in str(wrong["error"])
     found = say("evaluate", str(tmp_path / "s.yaml"), "--checkpoint", str(fourth), "--out", out, "--no-track")

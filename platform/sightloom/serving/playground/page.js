@@ -155,12 +155,20 @@ async function ask() {
   show("stop", true);
   at("reply").setAttribute("aria-busy", "true");
   redraw();
+  lookAtReply();
   await Promise.all(state.replies.map((reply, place) => reply.run((route) => place === 0 && badge(route))));
   state.running = false;
   show("stop", false);
   show("go", true);
   at("reply").setAttribute("aria-busy", "false");
   redraw();
+  lookAtReply();
+}
+
+// On a narrow screen the reply stands below the question, where nobody would see it begin or fail.
+function lookAtReply() {
+  const turn = at("turn");
+  if (turn.getBoundingClientRect().top > innerHeight / 2) turn.scrollIntoView({ block: "start" });
 }
 
 function stop() {

@@ -100,6 +100,7 @@ export class Reply {
       pair.append(term, words);
       this.part("facts").append(pair);
     }
+    this.node.querySelector('[data-copy="answer"]').hidden = !this.answer;
     this.part("facts").hidden = this.part("copy").hidden = false;
   }
 
