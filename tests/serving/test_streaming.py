@@ -4,6 +4,7 @@ import asyncio
 import json
 import threading
 from collections.abc import AsyncGenerator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -29,15 +30,22 @@ SCOPE: dict[str, Any] = {
 }  # fmt: skip
 
 
-class Endless(LocalDispatcher):
+class Replying(LocalDispatcher):
+    """The route of a real engine, with the reply of `generate`."""
+
+    async def route(self, model: str, subject: str) -> Route:
+        """That route."""
+        return replace(await super().route(model, subject), generate=self.generate)
+
+    def generate(self, request: EngineRequest) -> AsyncGenerator[Delta, None]:
+        """The reply."""
+        raise NotImplementedError
+
+
+class Endless(Replying):
     """Its engine writes until it is closed."""
 
     running = 0
-
-    async def route(self, model: str, subject: str) -> Route:
-        """The route of a real engine, with an endless reply."""
-        real = await super().route(model, subject)
-        return Route(real.model, real.kind, real.generation, real.info, self.generate)
 
     async def generate(self, request: EngineRequest) -> AsyncGenerator[Delta, None]:
         """One token at once, then one every 10 ms."""
@@ -117,17 +125,12 @@ def test_what_takes_longer_than_its_deadline_is_told_so(engine: TransformersEngi
     assert 'code="deadline_exceeded"' in meters.text().decode()
 
 
-class Scripted(LocalDispatcher):
+class Scripted(Replying):
     """Its engine says what it is told, then fails if it is told."""
 
     def __init__(self, name: str, engine: TransformersEngine, deltas: list[Delta], error: ApiError | None) -> None:
         super().__init__(name, engine)
         self._deltas, self._error = deltas, error
-
-    async def route(self, model: str, subject: str) -> Route:
-        """The route of a real engine, with the scripted reply."""
-        real = await super().route(model, subject)
-        return Route(real.model, real.kind, real.generation, real.info, self.generate)
 
     async def generate(self, request: EngineRequest) -> AsyncGenerator[Delta, None]:
         """The deltas, half a second apart where one is empty."""

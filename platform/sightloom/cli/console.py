@@ -22,6 +22,14 @@ Ray = Annotated[
     str,
     typer.Option("--ray", envvar="RAY_ADDRESS", help="Ray: 'local' starts one here, 'auto' or an address joins one."),
 ]
+EnginePython = Annotated[
+    str | None, typer.Option("--engine-python", help="Python of an environment with vLLM, where this one has none.")
+]
+EngineKey = Annotated[str | None, typer.Option("--engine-key", help="File with the key of the vLLM server at a URL.")]
+EngineArg = Annotated[
+    list[str] | None,
+    typer.Option("--engine-arg", help="An option of vLLM, e.g. tensor-parallel-size=2; may be repeated."),
+]
 
 _claimed: list[TextIO] = []
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sightloom.cli import console
-from sightloom.cli.console import DEFAULT_STORE, Store
+from sightloom.cli.console import DEFAULT_STORE, EngineArg, EngineKey, EnginePython, Store
 from sightloom.cli.release import Cache, be_patient, cache_folder, existing_store
 from sightloom.demo.corpus.examples import GENERATORS
 from sightloom.errors import UserMistake
@@ -54,13 +54,9 @@ def evaluate(
     engine: Annotated[
         str, typer.Option(help="With --serve: transformers, vllm, or the URL of a vLLM server that you run.")
     ] = "transformers",
-    engine_python: Annotated[
-        str | None, typer.Option(help="Python of an environment with vLLM, where this one has none.")
-    ] = None,
-    engine_key: Annotated[str | None, typer.Option(help="File with the key of the vLLM server at a URL.")] = None,
-    engine_arg: Annotated[
-        list[str] | None, typer.Option(help="An option of vLLM, e.g. tensor-parallel-size=2; may be repeated.")
-    ] = None,
+    engine_python: EnginePython = None,
+    engine_key: EngineKey = None,
+    engine_arg: EngineArg = None,
     dtype: Annotated[str, typer.Option(help="With --serve: float32, bfloat16 or float16; auto with vLLM.")] = "float32",
     device: Annotated[str, typer.Option(help="With --serve: cpu or cuda; vLLM finds its device itself.")] = "cpu",
     best_of: Annotated[

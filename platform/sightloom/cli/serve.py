@@ -11,7 +11,7 @@ from rich.console import Console
 
 from sightloom import runtime
 from sightloom.cli import console
-from sightloom.cli.console import DEFAULT_STORE, Ray, Store
+from sightloom.cli.console import DEFAULT_STORE, EngineArg, EngineKey, EnginePython, Ray, Store
 from sightloom.errors import UserMistake
 from sightloom.later import Later
 from sightloom.serving.clip import clip_settings
@@ -64,13 +64,9 @@ def register(app: typer.Typer) -> None:
         engine: Annotated[
             str, typer.Option(help="transformers, vllm, or the URL of a vLLM server that you run.")
         ] = "transformers",
-        engine_python: Annotated[
-            str | None, typer.Option(help="Python of an environment with vLLM, where this one has none.")
-        ] = None,
-        engine_key: Annotated[str | None, typer.Option(help="File with the key of the vLLM server at a URL.")] = None,
-        engine_arg: Annotated[
-            list[str] | None, typer.Option(help="An option of vLLM, e.g. tensor-parallel-size=2; may be repeated.")
-        ] = None,
+        engine_python: EnginePython = None,
+        engine_key: EngineKey = None,
+        engine_arg: EngineArg = None,
         engine_gpus: Annotated[float, typer.Option(help="GPUs that vLLM's replica reserves with --on ray.", min=0)] = 0,
         clip: Annotated[
             list[str] | None,

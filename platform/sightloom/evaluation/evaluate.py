@@ -1,6 +1,5 @@
 """The verb: a suite, and a checkpoint or an endpoint, to a result with its rows and its report on disk."""
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -113,7 +112,7 @@ def identity(target: Target, asked: Answerer) -> Identity:
     if isinstance(asked, EndpointAnswerer) and target.endpoint:
         return asked.identity()
     listed = Path(target.checkpoint, "manifest.json")
-    return Identity(target.checkpoint, "", hashlib.sha256(listed.read_bytes()).hexdigest() if listed.is_file() else "")
+    return Identity(target.checkpoint, "", storage.sha256_file(listed) if listed.is_file() else "")
 
 
 def measure(

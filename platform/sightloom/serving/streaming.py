@@ -35,7 +35,7 @@ class EventStream(StreamingResponse):
         super().__init__(self._pieces, media_type="text/event-stream", headers=sse.HEADERS)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send it; a client that has hung up already never starts the generator, so it is closed here."""
+        """Send it; where the client stops reading the generator is left at a yield, so it is closed here."""
         try:
             await super().__call__(scope, receive, send)
         finally:
